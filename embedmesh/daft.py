@@ -1,4 +1,4 @@
-"""Daft: a provider for `embed_text`. The width of a column of vectors comes from `/v1/models`: nothing is paid for it."""
+"""Daft: a provider for `embed_text`. The width of a column of vectors comes from `/v1/models`: none is paid for it."""
 
 import asyncio
 from typing import Any

@@ -67,6 +67,7 @@ class Figures(msgspec.Struct, frozen=True):
         """The promises that were not kept, in words."""
         found = [words for run in self.kills for words in run.broken]
         found += [f"{row.way}: {row.wrong} wrong vectors" for row in self.real_node if row.wrong]
+        found += [f"{name} did not run: {why}" for name, why in self.left_out.items()]
         return found + ([f"tests/engines: {self.tests}"] if self.tests_failed else [])
 
 
@@ -190,6 +191,7 @@ if __name__ == "__main__":
     bench(
         measure,
         file="engines.json",
+        width=200,
         texts="of each job that is killed",
         kills="of each job: driver, workers, gateway",
         real_texts="at a real node; 0 for none",

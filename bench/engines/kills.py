@@ -18,7 +18,6 @@ from bench.rig import ledger, processes
 from bench.rig.command import wrong
 from bench.rig.http import MODEL
 from bench.rig.install import NotInstalled, install
-from bench.rig.live import embedmesh
 from bench.rig.processes import EMBEDMESH, HOST, Process, family_of, free_port, wait_for
 from embedmesh.catalogue import load_catalogue
 from embedmesh.client.access import find_access
@@ -40,6 +39,7 @@ LOOK_S = 0.02
 BUDGET_USD = 40
 STARTS_MAX = 60
 CHARGED = "SELECT count(*), count(DISTINCT hold_id), coalesce(sum(tokens), 0), coalesce(sum(cost), 0) FROM usage"
+JOBS = "SELECT count(*), coalesce(sum(captured), 0) FROM tabs WHERE tab_id LIKE 'job%'"
 RAY_WORKER = b"ray::RayUnitWorker"
 
 
@@ -57,7 +57,8 @@ class KillRun(msgspec.Struct, frozen=True):
     charged_tokens: int
     tokens: int
     charged_nanousd: int
-    job_nanousd: int  # what the job says
+    jobs: int  # budgets that were opened
+    job_nanousd: int  # what was taken of them
     charged_twice: int
     left_open: int
     ledger_check_ok: bool
@@ -70,8 +71,9 @@ class KillRun(msgspec.Struct, frozen=True):
             f"{self.twice} ids are there twice": self.twice,
             f"{self.wrong_vectors} vectors are wrong": self.wrong_vectors,
             f"{self.charged_tokens:,} tokens were charged of {self.tokens:,}": self.charged_tokens != self.tokens,
-            f"the job says {self.job_nanousd}, the ledger {self.charged_nanousd}": self.job_nanousd
-            != self.charged_nanousd,
+            f"{self.jobs} jobs have paid {self.job_nanousd}, the ledger says {self.charged_nanousd}": (
+                self.jobs != 1 or self.job_nanousd != self.charged_nanousd
+            ),
             f"{self.charged_twice} requests were charged twice": self.charged_twice,
             f"{self.left_open} holds or tabs are open": self.left_open,
             "`ledger check` found something": not self.ledger_check_ok,
@@ -134,7 +136,7 @@ def killed_gateway(folder: Path) -> Iterator[tuple[KilledGateway, Any]]:
 def ray_cluster(folder: Path) -> Iterator[tuple[Process, dict[str, str]]]:
     """A cluster of its own, which outlives drivers; and the environment that leads to it. Raises NotInstalled."""
     port = free_port()
-    options = ["--head", "--block", f"--port={port}", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=2"]
     options += ["--include-dashboard=false", f"--temp-dir={folder / 'r'}", "--node-ip-address=127.0.0.1"]
     command = [str(install("engines").with_name("ray")), "start", *options]
     with Process(command, folder / "ray-log", environment=quiet(folder)) as cluster:
@@ -243,9 +245,9 @@ def judge(job: KilledJob, texts: Sequence[str], table: Any, killed: Counter[str]
         vectors = np.stack(part.column("embedding").to_numpy())
         wrong_vectors += int((vectors != table[[right[name] for name in names]]).any(axis=1).sum())
     data_dir = job.gateway.data_dir
-    [(rows, distinct, tokens, cost)], [(left,)] = ledger.read(store_path(data_dir), CHARGED, OPEN_HOLDS)
-    told = embedmesh(data_dir, "jobs", "list", "--offline").stdout
-    jobs = msgspec.json.decode(told) if told else []
+    [(rows, distinct, tokens, cost)], [(left,)], [(jobs, captured)] = ledger.read(
+        store_path(data_dir), CHARGED, OPEN_HOLDS, JOBS
+    )
     return KillRun(
         engine=job.engine,
         texts=len(texts),
@@ -258,7 +260,8 @@ def judge(job: KilledJob, texts: Sequence[str], table: Any, killed: Counter[str]
         charged_tokens=int(tokens),
         tokens=sum(len(one) + SPECIALS for one in ids),
         charged_nanousd=int(cost),
-        job_nanousd=sum(int(one["charged_nanousd"]) for one in jobs),
+        jobs=int(jobs),
+        job_nanousd=int(captured),
         charged_twice=int(rows) - int(distinct),
         left_open=int(left),
         ledger_check_ok=ledger.check(data_dir),

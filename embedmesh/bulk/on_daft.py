@@ -27,7 +27,7 @@ class DaftUnitWorker:
         self._work = UnitWorker(plan)
 
     def work(self, unit: bytes) -> bytes:
-        """Embed and write a unit; its row for the manifest, or what was raised, of which Daft would keep the text alone.
+        """Embed and write a unit; its row for the manifest, or what was raised, of which Daft would keep only the text.
 
         Both as MessagePack: a column has one type.
         """

@@ -1,4 +1,4 @@
-"""Units on a Ray cluster: actors that embed one unit after another. What is lost with one is done again by it, made anew."""
+"""Units on a Ray cluster: actors that embed one unit after another. What one that dies had is done again, by it."""
 
 import os
 from collections import deque

@@ -1,4 +1,4 @@
-"""Units of a job on Daft and on Ray: every one done and told once, whatever dies; what a worker raises comes through."""
+"""Units of a job on Daft and on Ray: every one done and told once, whatever dies; and what a worker raises."""
 
 import os
 import signal
