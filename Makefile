@@ -64,10 +64,10 @@ check: $(VENV)/.dev
 #: sim               the scheduler beside other routers, in virtual time
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
-#: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
+#: bench-engine, bench-quality, bench-engines   the engine beside its peers; STS-B; Daft and Ray
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
-#: bench-cached, -store, -confidential, -client, -engines   known texts; holds; sealed; clients; Daft and Ray
+#: bench-cached, bench-store, bench-confidential, bench-client   known texts; holds; sealed; clients
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev

@@ -34,6 +34,8 @@ class PartFolder:
         """Raises WrongUsage where what it needs is not installed."""
         self._kind, _, folder = output.partition(":")
         self._encode = ENCODERS[self._kind]
+        self._remote: Any
+        self.folder: str
         self._remote, self.folder = file_system(folder.rstrip("/")) if "://" in folder else (None, folder)
         if self._kind == "parquet":
             pyarrow_here()
