@@ -23,7 +23,10 @@ PROGRAMS = [
     if "with nodes(" not in program  # tests/engines/test_nodes.py
 ]
 
+RUN_S = 280  # of a starved machine; Spark starts in ten seconds on another
 
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("engine", "program"), PROGRAMS)
 def test_a_program_runs_as_it_is(gateway: ScriptedGateway, tmp_path: Path, engine: str, program: str) -> None:
     if importlib.util.find_spec(engine) is None:
@@ -35,8 +38,9 @@ def test_a_program_runs_as_it_is(gateway: ScriptedGateway, tmp_path: Path, engin
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "texts.parquet")
     program = program.replace("http://127.0.0.1:8080/v1", gateway.base_url).replace("em_…", KEY)
     variables = {"EMBEDMESH_BASE_URL": gateway.base_url, "EMBEDMESH_API_KEY": KEY, "HOME": str(tmp_path)}
+    variables["PYSPARK_PYTHON"] = sys.executable
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | variables, capture_output=True, timeout=110
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | variables, capture_output=True, timeout=RUN_S
     )
     assert done.returncode == 0, done.stderr.decode()
     assert sorted(text for one in gateway.received for text in one.body["input"]) == sorted(texts)
