@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client
+BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
@@ -64,7 +64,7 @@ check: $(VENV)/.dev
 #: sim               the scheduler beside other routers, in virtual time
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
-#: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
+#: bench-engine, bench-quality, bench-engines   the engine beside its peers; STS-B; Daft and Ray
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
 #: bench-cached, bench-store, bench-confidential, bench-client   known texts; holds; sealed; clients

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ HOME = CHECKOUT / ".bench"
 LOCKS = CHECKOUT / "requirements" / "bench"
 TORCH = "torch==2.13.0"
 NEED_TORCH = {"sentence-transformers", "infinity"}
+NEED_OURS = {"engines"}  # our package runs in them, too
 PROGRAMS = {"sglang-router": "sglang-router==0.3.2", "xllamacpp": "xllamacpp==2026.10.11549"}  # each one wheel
 INSTALL_S = 1_200.0  # of one step; half a minute from a local folder of wheels
 STAMP = ".installed"  # has the hash of the lock that was installed
@@ -69,8 +71,16 @@ def install(name: str) -> Path:
     if name in NEED_TORCH:
         run_step([*pip, TORCH])
     run_step([*pip, program] if program else [*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
+    if name in NEED_OURS:
+        _add_ours(HOME / name)
     stamp.write_text(wanted)
     return python
+
+
+def _add_ours(folder: Path) -> None:
+    """Behind its own packages it finds this checkout, and the packages of the environment that runs us."""
+    (theirs,) = (folder / "lib").glob("python*/site-packages")
+    (theirs / "embedmesh-checkout.pth").write_text(f"{CHECKOUT}\n{sysconfig.get_path('purelib')}\n")
 
 
 def run_step(command: Sequence[str]) -> None:

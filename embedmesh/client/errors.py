@@ -1,5 +1,7 @@
 """What a call can end with besides an answer. Every message says what is wrong and what to do, and holds no text."""
 
+from typing import Any
+
 from embedmesh.client.refusals import Problem
 
 
@@ -9,6 +11,10 @@ class EmbedmeshError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        """Whole, from a worker process to its driver: by itself an exception is made anew of its message alone."""
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
 class WrongPins(EmbedmeshError, ValueError):
@@ -73,3 +79,9 @@ class NodeNotTrusted(NotTrusted):
 
 class ReplyNotTrusted(NotTrusted):
     """The reply is not what the node answered to this request. Nothing of it is returned."""
+
+
+def _made_again(kind: type[EmbedmeshError], args: tuple[Any, ...], state: dict[str, Any]) -> EmbedmeshError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

@@ -57,9 +57,11 @@ def embed(request: Members) -> Members:
     given = request["input"]
     texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     width = request.get("dimensions") or WIDTH
+    as_floats = request.get("encoding_format") == "float"
+    rows = [vector_of(text, width) for text in map(str, texts)]
     data = [
-        {"object": "embedding", "index": at, "embedding": b64(vector_of(text, width))}
-        for at, text in enumerate(map(str, texts))
+        {"object": "embedding", "index": at, "embedding": np.frombuffer(row, "<f4").tolist() if as_floats else b64(row)}
+        for at, row in enumerate(rows)
     ]
     tokens = 3 * len(texts)
     return {
@@ -197,6 +199,8 @@ class ScriptedGateway:
         self._one_lock = threading.Lock()  # requests come in threads
         self.replies: dict[bytes, tuple[int, Members]] = {}
         self.connections = 0
+        self.width: int | None = WIDTH  # in /v1/models; None for a model that it does not have
+        self.asked: list[str] = []  # by GET
         self.base_url = ""
 
     @property
@@ -292,6 +296,16 @@ class ScriptedGateway:
             def setup(self) -> None:
                 super().setup()
                 gateway.connections += 1
+
+            def do_GET(self) -> None:
+                gateway.asked.append(self.path)
+                found = {"id": self.path.rpartition("/")[2], "width": gateway.width}
+                status, reply = (200, found) if gateway.width is not None else (404, envelope("not_found"))
+                body = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))

@@ -23,6 +23,17 @@ T = TypeVar("T")
 Texts = Iterable[Text] | AsyncIterable[Text]
 
 
+class LoggedWaits:
+    """What a run does, for its log."""
+
+    def waiting(self, why: str, pause_s: float, requests: int) -> None:
+        """A request is to be sent again."""
+        log.info("%s; trying again in %.1f s (%d requests waiting)", why, pause_s, requests)
+
+    def paid(self, tokens: int, cost_nanousd: int) -> None:
+        """Counted when the unit is done."""
+
+
 class BulkRun:
     """One run: its requests, and how far it is."""
 
@@ -36,7 +47,7 @@ class BulkRun:
             call.fields,
             packing=self.packing,
             window=self.window,
-            observer=self,
+            observer=LoggedWaits(),
             dice=call.dice,
             trust=call.trust,
             idempotent=call.idempotent,
@@ -76,15 +87,6 @@ class BulkRun:
         if self._call.progress is not None:
             self._call.progress(self._progress)
         return Chunk(unit.start, embedded.vectors)
-
-    # -- BulkObserver
-
-    def waiting(self, why: str, pause_s: float, requests: int) -> None:
-        """A request is to be sent again."""
-        log.info("%s; trying again in %.1f s (%d requests waiting)", why, pause_s, requests)
-
-    def paid(self, tokens: int, cost_nanousd: int) -> None:
-        """Counted when the unit is done."""
 
 
 class Table:

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from embedmesh.client.bulk.options import BulkCall, Chunk
@@ -71,12 +72,21 @@ class LoopThread:
         """Do it there when all else has ended."""
         self._at_end.append(work)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin to run."""
         self._thread.start()
+
+    def stop(self) -> None:
+        """End, soon: what still runs is cancelled there."""
+        with suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:

@@ -1,0 +1,45 @@
+"""What an endpoint says of a model before anything is embedded, and so before anything is paid."""
+
+import http.client
+from urllib.parse import quote
+
+import msgspec
+
+from embedmesh.client.access import Access
+from embedmesh.client.errors import CallNotAnswered, CallRefused, WrongCall
+from embedmesh.client.refusals import read_problem
+from embedmesh.client.wire import CONNECT_WITHIN_S
+from embedmesh.rules.limits import VECTOR_WIDTH_MAX
+
+MODEL_REPLY_BYTES_MAX = 1024 * 1024  # one model with its prices has some hundred
+
+
+class _ModelReply(msgspec.Struct):
+    width: int = 0
+
+
+def served_width(access: Access, model: str) -> int:
+    """Components of a model's vectors, by `GET /v1/models/{model}`, which costs nothing.
+
+    Raises CallNotAnswered; CallRefused where the key or the model is refused; WrongCall where the server does not say.
+    """
+    connection = http.client.HTTPConnection(access.host, access.port, timeout=CONNECT_WITHIN_S)
+    if access.tls is not None:
+        connection = http.client.HTTPSConnection(access.host, access.port, timeout=CONNECT_WITHIN_S, context=access.tls)
+    try:
+        connection.request("GET", f"{access.path}/models/{quote(model, safe='')}", headers=access.headers)
+        reply = connection.getresponse()
+        body = reply.read(MODEL_REPLY_BYTES_MAX)
+    except (OSError, http.client.HTTPException) as error:
+        raise CallNotAnswered(f"{access.base_url} does not tell its models ({type(error).__name__}).") from None
+    finally:
+        connection.close()
+    if reply.status != 200:
+        raise CallRefused(read_problem(reply.status, body))
+    try:
+        width = msgspec.json.decode(body, type=_ModelReply).width
+    except (ValueError, RecursionError):
+        width = 0
+    if not 0 < width <= VECTOR_WIDTH_MAX:
+        raise WrongCall(f"{access.base_url} does not tell how wide the vectors of {model} are. Give dimensions.")
+    return width
