@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
-from embedmesh.commands.endpoint import find_gateway
+from embedmesh.commands.endpoint import GatewayAccess, find_gateway
 from embedmesh.commands.http_client import HttpClient, to_url
 from embedmesh.commands.operator import ADMIN_REPLY_BYTES_MAX, Operator
 from embedmesh.commands.options import data_dir_option
@@ -27,21 +27,25 @@ class AccountClient(Operator):
     KEY_HINT: ClassVar[str] = " Give an API key: --api-key-file, or EMBEDMESH_API_KEY."
 
 
+def account_client(access: GatewayAccess) -> AccountClient:
+    """For this gateway, with this key."""
+    client = HttpClient(
+        access.base_url,
+        to_url(access.base_url),
+        key=access.key,
+        reply_s=ACCOUNT_REPLY_S,
+        reply_bytes_max=ADMIN_REPLY_BYTES_MAX,
+    )
+    return AccountClient(client, access.root, offline=False)
+
+
 def account_command(command: Callable[..., CommandResult | None]) -> Callable[..., None]:
     """Options of a command that takes an `AccountClient` first; prints its result."""
 
     @prints_result
     @functools.wraps(command)
     def run(*, url: str | None, api_key_file: Path | None, data_dir: Path, **given: Any) -> CommandResult | None:
-        access = find_gateway(url, api_key_file, data_dir, "api")
-        client = HttpClient(
-            access.base_url,
-            to_url(access.base_url),
-            key=access.key,
-            reply_s=ACCOUNT_REPLY_S,
-            reply_bytes_max=ADMIN_REPLY_BYTES_MAX,
-        )
-        return command(AccountClient(client, access.root, offline=False), **given)
+        return command(account_client(find_gateway(url, api_key_file, data_dir, "api")), **given)
 
     made: Callable[..., None] = run
     for option in (

@@ -12,7 +12,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from embedmesh.bulk.lines import ChunkReader, LineRecords, read_chunks
+from embedmesh.bulk.sinks import job_output
+from embedmesh.bulk.tables import TEXT_COLUMN, CsvRecords, ParquetReader
 from embedmesh.client.access import find_access
+from embedmesh.client.bulk.options import CONCURRENCY_MAX
 from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.errors import WrongPins
 from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
@@ -23,14 +27,12 @@ from embedmesh.commands.bulk.client import (
     RequestRefused,
     Stopped,
 )
-from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, read_chunks
 from embedmesh.commands.bulk.output import FileOutput, Stdout
 from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.run import run
 from embedmesh.commands.bulk.table_output import OUTPUTS, open_output
-from embedmesh.commands.bulk.tables import CsvRecords, ParquetReader
 from embedmesh.commands.endpoint import GatewayAccess, find_gateway
-from embedmesh.commands.options import WholeNumber, data_dir_option
+from embedmesh.commands.options import USD, WholeNumber, data_dir_option
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
@@ -39,8 +41,16 @@ if TYPE_CHECKING:
 
 EMBED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # without --model
 EXIT_REFUSED_LINES = 1
-EXITS = {"finished": 0, "refused": 2, "stopped": 3, "unreachable": 78, "interrupted": 130, "closed": 141}
-
+EXITS = {
+    "finished": 0,
+    "refused rows": EXIT_REFUSED_LINES,
+    "refused": 2,
+    "stopped": 3,
+    "unreachable": 78,
+    "interrupted": 130,
+    "closed": 141,
+}
+OF_JOB = ("ids", "engine", "concurrency", "budget", "dry_run", "manifest")  # options that make it a job
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}  # by what an input's name ends in; else lines
 
 HELP = """Embed the texts of a file: its lines, or a column of its table.
@@ -87,14 +97,13 @@ Exit status:
 
 
 @click.command(help=HELP)
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
+@click.argument("inputs", metavar="[IN]...", nargs=-1, type=click.Path(allow_dash=True))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=click.Path(allow_dash=True),
     default="-",
-    callback=lambda _ctx, _param, output: _known(output),
-    help="OUT.jsonl, OUT.npy, OUT.csv, OUT.tsv, OUT.parquet.",
+    help="OUT.jsonl, OUT.npy, OUT.csv, OUT.tsv, OUT.parquet. Of a job: OUT/, jsonl:OUT, npy:OUT, pgvector:URL, qdrant:URL.",
 )
 @click.option("--model", default=EMBED_MODEL, show_default=True, help="Model to embed with.")
 @click.option("--field", help="The lines are JSON objects; embed this field of each.")
@@ -102,7 +111,7 @@ Exit status:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["lines", *FORMATS.values()]),
+    type=click.Choice(["lines", "jsonl", "csv", "tsv", "parquet"]),
     help="What the input is. Default: by its name.",
 )
 @click.option("--dimensions", type=WholeNumber(1), help="Keep only the first components, at unit length.")
@@ -118,6 +127,12 @@ Exit status:
     type=click.Path(path_type=Path),
     help="File with lines of nodes that may read the texts, or of an operator who vouches for nodes.",
 )
+@click.option("--id", "ids", help="Job: column of the ids. Without it rows are numbered.")
+@click.option("--engine", type=click.Choice(["local", "daft", "ray"]), help="Job: who works. Default: this process.")
+@click.option("--concurrency", type=WholeNumber(1, CONCURRENCY_MAX), help="Job: units of up to 2,048 texts at one time.")
+@click.option("--budget", type=USD, help="Job: USD to set aside. It costs no more, and what was charged is never charged again.")
+@click.option("--dry-run", is_flag=True, help="Job: estimate tokens, money and time from a sample. Nothing is paid.")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Job: where it is noted what is done.")
 @click.option("--overwrite", is_flag=True, help="Start again and replace the output.")
 @click.option("--url", help="Endpoint, as http://127.0.0.1:8080/v1. Also EMBEDMESH_BASE_URL.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key. Or: EMBEDMESH_API_KEY.")
@@ -125,9 +140,26 @@ Exit status:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a summary as JSON: on stdout, or on stderr if vectors go there."
 )
-def embed(
+def embed(inputs: tuple[str, ...], output: str, **given: Any) -> None:
+    of_job = {name: given.pop(name) for name in OF_JOB}
+    asked = any(value is not None and value is not False for value in of_job.values())
+    if asked or len(inputs) > 1 or job_output(output) is not None:
+        from embedmesh.commands.embed_job import embed_as_job
+
+        sys.exit(EXITS[embed_as_job(inputs, output, of_job | given)])
+    file, target = Path(*inputs or "-"), Path(output)
+    if output != "-" and target.suffix not in OUTPUTS:
+        raise click.BadParameter(
+            f"{target.name} must end in {', '.join(OUTPUTS)}, or be - for standard output; a job's ends in /.",
+            param_hint="'-o' / '--output'",
+        )
+    _embed_file(file, None if output == "-" else target, **given)
+
+
+def _embed_file(
     file: Path,
-    output: Path,
+    target: Path | None,
+    *,
     field: str | None,
     column: str | None,
     kind: str | None,
@@ -141,8 +173,9 @@ def embed(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    target = None if str(output) == "-" else output
     kind = kind or FORMATS.get(file.suffix, "lines")
+    if kind == "jsonl":
+        kind, field, column = "lines", field or column or TEXT_COLUMN, None
     if column is not None and kind == "lines":
         raise WrongUsage("Lines have no --column. Give --format csv, tsv or parquet, or --field for JSON lines.")
     if field is not None and kind != "lines":
@@ -190,7 +223,7 @@ class Job:
 
 def _reader(fd: int, kind: str, field: str | None, column: str | None) -> ChunkReader | ParquetReader:
     if kind == "parquet":
-        return ParquetReader(fd, column)
+        return ParquetReader(os.fdopen(os.dup(fd), "rb"), column)
     records = LineRecords(field) if kind == "lines" else CsvRecords("\t" if kind == "tsv" else ",", column)
     return ChunkReader(read_chunks(fd), records)
 
@@ -256,12 +289,6 @@ def _opened(file: Path) -> IO[bytes]:
         return file.open("rb", buffering=0)
     except OSError as error:
         raise WrongUsage(f"{file} cannot be read ({error.strerror}).") from None
-
-
-def _known(output: Path) -> Path:
-    if str(output) != "-" and output.suffix not in OUTPUTS:
-        raise click.BadParameter(f"{output.name} must end in {', '.join(OUTPUTS)}, or be - for standard output.")
-    return output
 
 
 def _check_same_input(source: IO[bytes], before: Checkpoint, target: Path) -> None:

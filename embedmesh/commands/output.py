@@ -5,22 +5,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import orjson
 
+from embedmesh.bulk.usage import WrongUsage as WrongUsage  # for all commands
+
 TERMINAL_COLUMNS, TERMINAL_LINES = 80, 24  # where the output is no terminal
 GAP = "  "
-
-
-class WrongUsage(click.ClickException):
-    """The command line does not fit what is there. One line, exit code 2, as for an unknown option."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"embedmesh: {self.message}", file=file, err=file is None)
 
 
 class CommandResult(NamedTuple):

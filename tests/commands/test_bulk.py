@@ -21,7 +21,7 @@ from embedmesh.client.bulk.refusals import Verdict, judge, wait_s
 from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.commands.bulk.client import BulkClient, Stopped
-from embedmesh.commands.bulk.lines import (
+from embedmesh.bulk.lines import (
     BATCH_BYTES_MAX,
     BOM,
     LINE_BYTES_MAX,
@@ -32,7 +32,7 @@ from embedmesh.commands.bulk.lines import (
     Splitter,
 )
 from embedmesh.commands.bulk.report import RunReport
-from embedmesh.commands.bulk.tables import CsvRecords, find_column
+from embedmesh.bulk.tables import CsvRecords, find_column
 from embedmesh.commands.endpoint import find_gateway
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError

@@ -6,7 +6,9 @@ there was a reply lately; if a request was too large, later ones are smaller.
 """
 
 import asyncio
+import hashlib
 import itertools
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +42,7 @@ BULK_SILENCE_MAX_S = 900.0
 REPLIES_IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of replies, by their expected size: wide vectors have fewer in flight
 CLOSED_MAX = 3  # kept connections in a row that the server had closed; a server that breaks every one is tried later
 TOO_BUSY = frozenset({429, 503})
+KEY_BYTES = 16  # of the digest in an Idempotency-Key, or of one that is random
 
 MakeRows = Callable[[int], Rows]
 """Where the vectors go, of that width: as many contiguous rows as there are texts."""
@@ -108,8 +111,10 @@ class BulkRequests:
         self._ended: CallRefused | None = None  # why no other request has a chance
         self._waiting = 0
 
-    async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> EmbeddedUnit:
+    async def embed(self, unit: Unit, make_rows: MakeRows | None = None, key: str | None = None) -> EmbeddedUnit:
         """A vector for each text, or why there is none.
+
+        With `key` its requests have Idempotency-Keys that follow from it and from what is sent, in every run the same.
 
         Raises CallRefused, CallNotAnswered, NotEmbeddings, NotTrusted, or WrongCall where a text is none.
         """
@@ -124,7 +129,7 @@ class BulkRequests:
             if len(part) < len(texts):
                 inputs = [texts[at] for at in part]
                 size = sum(map(size_of, inputs))
-            tried = await self._request(inputs, size)
+            tried = await self._request(inputs, size, key)
             if tried is None:
                 fits = self.packing.fits(inputs, size)
                 parts += [part[fits:], part[:fits]]
@@ -173,7 +178,7 @@ class BulkRequests:
         elif problem.code in TOO_MUCH:
             self.packing.too_much(size)
 
-    async def _request(self, texts: Sequence[Text], size: int) -> Tried | None:
+    async def _request(self, texts: Sequence[Text], size: int, key: str | None) -> Tried | None:
         """One request, repeated while that may help. A Problem is one to split or to take a text out for.
 
         None where these texts are known to be too many by the time that they may be sent.
@@ -188,7 +193,7 @@ class BulkRequests:
                 if tries is None:
                     if self.packing.fits(texts, size) < len(texts):
                         return None
-                    tries = self._tries(texts, size)
+                    tries = self._tries(texts, size, key)
                 sent_at = self._clock()
                 answer, hints, cost_nanousd = tried = await self._attempt(tries)
             now = self._clock()
@@ -200,6 +205,8 @@ class BulkRequests:
                 self._observer.paid(answer.tokens, cost_nanousd)
                 return tried
             verdict = judge(answer, hints, len(texts))
+            if key is not None and verdict == "split" and answer.code == "deadline_exceeded":
+                verdict = "retry"  # halves have other keys: a run that sends the whole then would pay twice
             if verdict == "stop":
                 self._ended = CallRefused(answer, request_id=hints.get("x-request-id"))
                 raise self._ended
@@ -215,7 +222,7 @@ class BulkRequests:
             await self._pause(words, pause_s)
         raise AssertionError("unreachable: the count never ends")
 
-    def _tries(self, texts: Sequence[Text], size: int) -> Tries:
+    def _tries(self, texts: Sequence[Text], size: int, key: str | None) -> Tries:
         try:
             body = self._prefix + msgspec.json.encode(texts) + b"}"
         except UnicodeEncodeError:
@@ -223,9 +230,14 @@ class BulkRequests:
         except TypeError as error:
             raise WrongCall(f"Every text must be a str, or a list of token ids: {error}.") from None
         if self._trust is None:
-            return PlainTries(body, len(texts), idempotent=self._idempotent)
+            return PlainTries(body, len(texts), key=self._key(key, body))
         dimensions = self._fields.get("dimensions")
         return SealedTries(want_texts(self._fields["model"], dimensions, body, len(texts), size), self._trust)
+
+    def _key(self, key: str | None, body: bytes) -> str | None:
+        if key is None:
+            return secrets.token_hex(KEY_BYTES) if self._idempotent else None
+        return f"{key}-{hashlib.sha256(body).hexdigest()[: 2 * KEY_BYTES]}"  # without a text that was refused: another
 
     async def _pause(self, why: str, pause_s: float) -> None:
         self._waiting += 1

@@ -7,7 +7,6 @@ store knows for a day; or it is the same sealed bytes for the same lock. Keys ar
 reply to each, which costs it as much again as the request, and it keeps 256 MiB for an account.
 """
 
-import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -48,10 +47,10 @@ class Tries(Protocol):
 class PlainTries:
     """In the clear."""
 
-    def __init__(self, body: bytes, inputs: int, *, idempotent: bool) -> None:
+    def __init__(self, body: bytes, inputs: int, *, key: str | None) -> None:
         self._body = body
         self._inputs = inputs
-        self._headers = {"Idempotency-Key": secrets.token_hex(16)} if idempotent else {}
+        self._headers = {"Idempotency-Key": key} if key is not None else {}
         self._tried = 0
 
     async def once(self, post: Post) -> Tried:

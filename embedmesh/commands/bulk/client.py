@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from embedmesh.bulk.lines import Refusal
+from embedmesh.bulk.stops import NothingListens, RequestRefused, Stopped, stopped_by
 from embedmesh.client.bulk.packing import Packing, Unit
 from embedmesh.client.bulk.posting import Post
 from embedmesh.client.bulk.replies import Rows as Vector
-from embedmesh.client.bulk.requests import BulkObserver, BulkRequests, NothingAtAddress
+from embedmesh.client.bulk.requests import BulkObserver, BulkRequests
 from embedmesh.client.bulk.window import Clock, CongestionWindow, Sleep
-from embedmesh.client.errors import (
-    CallNotAnswered,
-    CallRefused,
-    EmbedmeshError,
-    NodeNotTrusted,
-    NotEmbeddings,
-    NotTrusted,
-)
-from embedmesh.commands.bulk.lines import Refusal
+from embedmesh.client.errors import EmbedmeshError
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.ports import Dice
 
@@ -30,22 +24,8 @@ __all__ = ["BulkClient", "BulkObserver", "NothingListens", "RequestFields", "Req
 
 IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
 BULK_REQUEST_S = 600.0  # the longest a gateway lets a request live
-FINAL_STATUSES = frozenset({400, 404, 405, 422})  # no other key, credit or wait changes the reply
-OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("model", "dimensions", "input_type", "truncate")}
 
 RequestFields = dict[str, str | int]
-
-
-class Stopped(Exception):
-    """The run cannot continue. The message is one line that says why; what is written so far stays valid."""
-
-
-class RequestRefused(Stopped):
-    """The endpoint refuses any request with these fields: the command must change."""
-
-
-class NothingListens(Stopped):
-    """The very first connection was refused: there is no endpoint, so waiting for it is useless."""
 
 
 class BulkClient:
@@ -84,24 +64,7 @@ class BulkClient:
         try:
             embedded = await self._requests.embed(unit)
         except EmbedmeshError as error:
-            raise _stopped(error) from None
+            raise stopped_by(error) from None
         refused = {at: Refusal(problem.code, problem.message) for at, problem in embedded.refused.items()}
         return [refused.get(at, vector) for at, vector in enumerate(embedded.vectors)]
 
-
-def _stopped(error: EmbedmeshError) -> Stopped:
-    if isinstance(error, CallRefused):
-        problem = error.problem
-        words = f"The endpoint refused: {problem.message.rstrip('.')} ({problem.code})."
-        if problem.status in FINAL_STATUSES:
-            return RequestRefused(f"{words} Change {OPTIONS.get(problem.param or '', 'the command')}.")
-        return Stopped(words)
-    if isinstance(error, NothingAtAddress):
-        todo = "start it with: embedmesh serve" if error.is_refused else "check --url"
-        return NothingListens(f"{error.words}; {todo}")
-    if isinstance(error, NotEmbeddings):
-        return Stopped("The endpoint's answer is not what an embeddings endpoint answers. Check --url.")
-    if isinstance(error, NodeNotTrusted):
-        return RequestRefused(error.message)
-    assert isinstance(error, CallNotAnswered | NotTrusted)  # nothing else is raised of texts that are JSON
-    return Stopped(error.message.rstrip("."))

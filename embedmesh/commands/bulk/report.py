@@ -11,7 +11,7 @@ import rich.progress
 import rich.text
 
 from embedmesh.commands.bulk.client import Vector
-from embedmesh.commands.bulk.lines import LineBatch, Refusal
+from embedmesh.bulk.lines import LineBatch, Refusal
 from embedmesh.commands.output import print_json
 from embedmesh.commands.progress import ProgressBar
 from embedmesh.rules.money import format_usd
@@ -21,7 +21,7 @@ REFUSALS_SHOWN_MAX = 20  # a screenful; the output holds them all
 WAITING_EVERY_S = 60.0  # without a terminal: a line a minute of a server that is away
 
 
-class _RunBar(ProgressBar):
+class RunBar(ProgressBar):
     """With one more line below while requests wait."""
 
     waiting = ""
@@ -40,7 +40,7 @@ class RunReport:
     """
 
     def __init__(self, total_bytes: int | None, target: Path | None) -> None:
-        self.bar = _RunBar(
+        self.bar = RunBar(
             "{task.fields[lines]:,} lines, {task.fields[rate]:,.0f}/s",
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),

@@ -13,9 +13,9 @@ import orjson
 
 from embedmesh.commands.bulk.checkpoint import Settings
 from embedmesh.commands.bulk.client import Vector
-from embedmesh.commands.bulk.lines import LineBatch, Refusal
+from embedmesh.bulk.lines import LineBatch, Refusal
 from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Stdout, kept_values
-from embedmesh.commands.bulk.tables import PARQUET_MISSING
+from embedmesh.bulk.tables import PARQUET_MISSING
 from embedmesh.commands.output import WrongUsage
 
 STREAM_END_BYTES = 8  # a mark and a length of nothing, which Arrow writes behind the last batch

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from embedmesh.commands.output import WrongUsage
+from embedmesh.bulk.usage import WrongUsage
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 READ_BYTES = 256 * 1024  # a few thousand short lines a read
@@ -22,6 +22,7 @@ LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can h
 BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
 OVERWRITE = " Give the same input to continue, or --overwrite to start again."
 BOM = b"\xef\xbb\xbf"
+MADE = ("embedding", "error")  # columns of the output itself
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -116,29 +117,69 @@ class LineRecords:
         """Each row as it stands in the input; None for one that is too long."""
         return lines
 
-    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[str, ...]]:
+    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[Any, ...]]:
         """Its text as a JSON string, and its values of `columns`."""
         return self._text(record, first), ()
 
     def _text(self, line: bytes | None, first: bool) -> bytes | Refusal:
-        if line is None:
-            return Refusal("line_too_long", f"the line is longer than {LINE_BYTES_MAX:,} bytes")
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
-        if first:
-            line = line.removeprefix(BOM)
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            return Refusal("not_utf8", "the line is not UTF-8")
+        text = read_line(line, first)
+        if isinstance(text, Refusal):
+            return text
         if self._field is not None and text:
-            try:
-                value = orjson.loads(text)
-            except orjson.JSONDecodeError:
-                return Refusal("invalid_json", "the line is not JSON")
-            if not isinstance(value, dict) or not isinstance(value.get(self._field), str):
-                return Refusal("missing_field", f"the line has no text in the member {self._field!r}")
-            text = value[self._field]
+            members = read_members(text)
+            return members if isinstance(members, Refusal) else text_of(members, self._field)
         return encode_text(text)
+
+
+class JsonRecords(LineRecords):
+    """JSON objects, one a line, with the text in the member `field`. The members of the first good one are the columns."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self._member = field
+        self._named = False
+
+    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[Any, ...]]:
+        """Values are as they stand in the JSON; None for a member that is missing."""
+        line = read_line(record, first)
+        members = line if isinstance(line, Refusal) else read_members(line)
+        if isinstance(members, Refusal):
+            return members, (None,) * len(self.columns)
+        text = text_of(members, self._member)
+        if not self._named and not isinstance(text, Refusal):
+            self.columns = tuple(name for name in members if name not in (self._member, *MADE))
+            self._named = True
+        return text, tuple(map(members.get, self.columns))
+
+
+def read_line(line: bytes | None, first: bool) -> str | Refusal:
+    """A line without its end, and the first one without a byte order mark."""
+    if line is None:
+        return Refusal("line_too_long", f"the line is longer than {LINE_BYTES_MAX:,} bytes")
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    if first:
+        line = line.removeprefix(BOM)
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Refusal("not_utf8", "the line is not UTF-8")
+
+
+def read_members(line: str) -> dict[str, Any] | Refusal:
+    """The members of a JSON object; of other JSON none."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return Refusal("invalid_json", "the line is not JSON")
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(members: dict[str, Any], field: str) -> bytes | Refusal:
+    """The text of a member, as JSON."""
+    text = members.get(field)
+    if not isinstance(text, str):
+        return Refusal("missing_field", f"the line has no text in the member {field!r}")
+    return encode_text(text)
 
 
 class ChunkReader:
@@ -157,7 +198,7 @@ class ChunkReader:
         splitter, records = Splitter(), self._records
         index = size_bytes = 0
         lines: list[bytes | Refusal] = []
-        kept: list[tuple[str, ...]] = []
+        kept: list[tuple[Any, ...]] = []
 
         def batch() -> LineBatch:
             return LineBatch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)

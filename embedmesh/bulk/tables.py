@@ -6,12 +6,13 @@ that both always mean the same, and nothing but one record is ever held.
 
 import csv
 import hashlib
-import os
 from collections.abc import AsyncIterator, Sequence
+from typing import BinaryIO
 
-from embedmesh.commands.bulk.lines import (
+from embedmesh.bulk.lines import (
     BOM,
     LINE_BYTES_MAX,
+    MADE,
     OVERWRITE,
     Batches,
     LineBatch,
@@ -19,10 +20,9 @@ from embedmesh.commands.bulk.lines import (
     Refusal,
     encode_text,
 )
-from embedmesh.commands.output import WrongUsage
+from embedmesh.bulk.usage import WrongUsage
 
 TEXT_COLUMN = "text"
-MADE = ("embedding", "error")  # the output's own
 COLUMNS_SHOWN_MAX = 12  # of the names in a message
 PARQUET_MISSING = "Parquet needs pyarrow, which is not installed: pip install 'embedmesh[parquet]'."
 
@@ -138,19 +138,18 @@ def ends_quoted(line: bytes, delimiter: bytes, quoted: bool) -> bool:
 
 
 class ParquetReader:
-    """Rows of a Parquet file. Its digest is that of the whole file."""
+    """Rows of a Parquet file. Without a digest it is read for one: that of the whole file."""
 
-    def __init__(self, fd: int, column: str | None) -> None:
+    def __init__(self, source: BinaryIO, column: str | None, digest: str | None = None) -> None:
         """Raises WrongUsage where it is no such file, has no such column, or pyarrow is missing."""
         try:
             import pyarrow
             from pyarrow import parquet, types
         except ImportError:
             raise WrongUsage(PARQUET_MISSING) from None
-        source = os.fdopen(os.dup(fd), "rb")
         try:
-            self._digest = hashlib.file_digest(source, "sha256").hexdigest()
-            self._size = source.tell()
+            self._digest = digest or hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+            self._size = source.seek(0, 2)
             self._file = parquet.ParquetFile(source)
         except (pyarrow.ArrowException, OSError):
             raise WrongUsage("The input is no Parquet file; one cannot come through a pipe.") from None

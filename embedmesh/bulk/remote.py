@@ -1,0 +1,18 @@
+"""Files at other addresses (`s3://`, `gs://`, `hf://`), by fsspec: the extra `embedmesh[remote]`."""
+
+from typing import Any
+
+from embedmesh.bulk.usage import WrongUsage
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it. Raises WrongUsage."""
+    try:
+        import fsspec
+    except ImportError:
+        raise WrongUsage("Addresses need fsspec, which is not installed: pip install 'embedmesh[remote]'.") from None
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:  # a package that this protocol needs, or no protocol
+        raise WrongUsage(f"{address} cannot be used: {str(error).rstrip('.')}.") from None
+    return system, path

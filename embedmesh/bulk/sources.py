@@ -1,0 +1,95 @@
+"""The inputs of a job, read one after the other: lines, JSON lines, CSV, TSV, Parquet; local or at an address."""
+
+import gzip
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from embedmesh.bulk.lines import READ_BYTES, Batches, ChunkReader, JsonRecords, LineBatch, LineRecords
+from embedmesh.bulk.remote import file_system
+from embedmesh.bulk.tables import TEXT_COLUMN, CsvRecords, ParquetReader
+from embedmesh.bulk.units import UNIT_TEXTS_MAX
+from embedmesh.bulk.usage import WrongUsage
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+ZIPPED = ".gz"  # of any but Parquet, which is compressed in itself
+
+
+class Opened(NamedTuple):
+    """An input. `size` is in bytes, None where it is not known; `mark` changes where its content does, if it is remote."""
+
+    file: BinaryIO
+    size: int | None
+    mark: str | None
+
+
+def open_source(name: str) -> Opened:
+    """An input by its path or address. Raises WrongUsage."""
+    try:
+        if "://" not in name:
+            path = Path(name)
+            return Opened(path.open("rb"), path.stat().st_size, None)
+        system, path_there = file_system(name)
+        info = system.info(path_there)
+        mark = hashlib.sha256(str(system.ukey(path_there)).encode()).hexdigest()
+        return Opened(cast(BinaryIO, system.open(path_there, "rb")), info.get("size"), mark)
+    except OSError as error:
+        raise WrongUsage(f"{name} cannot be read ({error.strerror or type(error).__name__}).") from None
+
+
+def kind_of(name: str, kind: str | None) -> str:
+    """What an input is: `kind`, or by its name."""
+    return kind or FORMATS.get(Path(name.removesuffix(ZIPPED)).suffix, "lines")
+
+
+def batches_of(names: Sequence[str], kind: str | None, column: str | None) -> Iterator[LineBatch]:
+    """The rows of all inputs. Each batch's `first`, `digest` and `end_bytes` are within its input. Raises WrongUsage."""
+    for name in names:
+        opened = open_source(name)
+        with opened.file as file:
+            this = kind_of(name, kind)
+            if this == "parquet":
+                yield from _stepped(ParquetReader(file, column, opened.mark).batches(inputs_max=UNIT_TEXTS_MAX))
+                continue
+            plain = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if name.endswith(ZIPPED) else file
+            reader = ChunkReader(_chunks(plain, name), _records(this, column))
+            yield from _stepped(reader.batches(inputs_max=UNIT_TEXTS_MAX))
+
+
+def _records(kind: str, column: str | None) -> LineRecords:
+    if kind == "jsonl":
+        return JsonRecords(column or TEXT_COLUMN)
+    if kind != "lines":
+        return CsvRecords("\t" if kind == "tsv" else ",", column)
+    if column is not None:
+        raise WrongUsage("Lines have no --column. Give --format jsonl, csv, tsv or parquet.")
+    return LineRecords()
+
+
+async def _chunks(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            chunk = file.read(READ_BYTES)
+        except (OSError, EOFError) as error:
+            raise WrongUsage(f"{name} cannot be read ({error}).") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _stepped(batches: Batches) -> Iterator[LineBatch]:
+    """The same without an event loop: what reads a file never waits for one."""
+    while (batch := _step(batches)) is not None:
+        yield batch
+
+
+def _step(batches: Batches) -> LineBatch | None:
+    try:
+        anext(batches).__await__().send(None)
+    except StopIteration as found:
+        batch: LineBatch = found.value
+        return batch
+    except StopAsyncIteration:
+        return None
+    raise AssertionError("unreachable: it would have to wait for something")
