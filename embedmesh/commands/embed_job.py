@@ -28,6 +28,7 @@ from embedmesh.rules.money import cost_nanousd, format_usd
 
 MANIFEST_NAME = "_manifest.jsonl"  # readers of folders of Parquet pass over names that begin with an underscore
 FOLDER_SINKS = ("parquet", "jsonl", "npy")
+DATABASES = ("pgvector:", "qdrant:")
 NAME_HEX = 16  # of a manifest that has no folder to lie in
 
 
@@ -80,6 +81,8 @@ def embed_as_job(inputs: tuple[str, ...], output: str, given: dict[str, Any]) ->
 
 
 def _run(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: GatewayAccess) -> str:
+    if plan.output.startswith(DATABASES) and plan.ids is None:  # row numbers would replace rows of other inputs
+        raise WrongUsage("A database finds rows by their id: name the input's column of ids with --id.")
     sink, run_units = sink_for(plan.output), engine_for(options.engine or "local")
     with closing(_opened(plan, options)) as manifest:
         sink.begin(resumed=not manifest.is_new, overwrite=options.overwrite or manifest.is_leftover)
