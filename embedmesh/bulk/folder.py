@@ -14,7 +14,7 @@ import orjson
 from embedmesh.bulk.remote import file_system
 from embedmesh.bulk.sinks import UnitTable
 from embedmesh.bulk.stops import Stopped
-from embedmesh.bulk.tables import PARQUET_MISSING
+from embedmesh.bulk.tables import pyarrow_here
 from embedmesh.bulk.units import JobUnit
 from embedmesh.bulk.usage import WrongUsage
 from embedmesh.files import sync
@@ -148,13 +148,3 @@ def _numbers(table: UnitTable) -> range:
 
 def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
-
-
-def pyarrow_here() -> tuple[Any, Any]:
-    """pyarrow, and its part for Parquet. Raises WrongUsage."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise WrongUsage(PARQUET_MISSING) from None
-    return pyarrow, parquet

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from embedmesh.bulk.folder import PartFolder, pyarrow_here
+from embedmesh.bulk.folder import PartFolder
 from embedmesh.bulk.sinks import UnitTable
 from embedmesh.bulk.stops import Stopped
+from embedmesh.bulk.tables import pyarrow_here
 from embedmesh.bulk.units import JobUnit
 from embedmesh.bulk.usage import WrongUsage
 from embedmesh.files import sync

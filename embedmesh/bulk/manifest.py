@@ -42,7 +42,7 @@ class Manifest:
         try:
             self._lock()
             if overwrite:
-                self._lines.truncate(0)
+                self._forget()
             self.is_new = not self._read()
         except BaseException:
             self._lines.close()
@@ -86,6 +86,14 @@ class Manifest:
             fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WrongUsage(f"Another `embedmesh embed` writes {self.file}. Wait for it to end.") from None
+
+    def _forget(self) -> None:
+        """Begin anew. Raises WrongUsage for a file of another kind, which somebody may need."""
+        first = self._lines.readline()
+        if first and b'"settings"' not in first:
+            raise WrongUsage(f"{self.file} is no manifest of a job.{HERE}")
+        self._lines.truncate(0)
+        self._lines.seek(0)
 
     def _read(self) -> bool:
         """Whether there is a job that goes on. The file is then cut off after its last whole line."""

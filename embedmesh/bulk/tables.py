@@ -7,7 +7,7 @@ that both always mean the same, and nothing but one record is ever held.
 import csv
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from embedmesh.bulk.lines import (
     BOM,
@@ -142,11 +142,8 @@ class ParquetReader:
 
     def __init__(self, source: BinaryIO, column: str | None, digest: str | None = None) -> None:
         """Raises WrongUsage where it is no such file, has no such column, or pyarrow is missing."""
-        try:
-            import pyarrow
-            from pyarrow import parquet, types
-        except ImportError:
-            raise WrongUsage(PARQUET_MISSING) from None
+        pyarrow, parquet = pyarrow_here()
+        types = pyarrow.types
         try:
             self._digest = digest or hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
             self._size = source.seek(0, 2)
@@ -176,3 +173,13 @@ class ParquetReader:
                 at = first - len(part)
                 end = self._size * first // max(rows, 1)
                 yield LineBatch(at, texts, self._digest, end, self._columns, part.select(self._kept))
+
+
+def pyarrow_here() -> tuple[Any, Any]:
+    """pyarrow, and its part for Parquet. Raises WrongUsage."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise WrongUsage(PARQUET_MISSING) from None
+    return pyarrow, parquet

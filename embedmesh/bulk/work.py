@@ -21,11 +21,11 @@ from embedmesh.client.bulk.threads import LoopThread
 from embedmesh.client.bulk.window import CongestionWindow
 from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.errors import EmbedmeshError
+from embedmesh.rules.exchange import JOB_HEADER
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
 UNIT_REQUEST_S = 600.0  # the longest a gateway lets a request live
 REFUSALS_KEPT_MAX = 5  # of a unit, in its row of the manifest; the output has them all
-JOB_HEADER = "x-embedmesh-job"
 
 log = logging.getLogger("embedmesh.bulk")
 

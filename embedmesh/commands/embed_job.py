@@ -16,7 +16,7 @@ from embedmesh.bulk.job import run_job
 from embedmesh.bulk.joined import JOINS
 from embedmesh.bulk.manifest import Manifest
 from embedmesh.bulk.sinks import job_output, sink_for
-from embedmesh.bulk.sources import batches_of, open_source
+from embedmesh.bulk.sources import batches_of, count_rows, open_source
 from embedmesh.bulk.stops import NothingListens, RequestRefused, Stopped
 from embedmesh.bulk.units import JobPlan, units_of
 from embedmesh.commands.account_client import account_client
@@ -90,7 +90,7 @@ def _run(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: Ga
         manifest.begin()
         with JobReport(manifest, plan.output, _size(inputs)) as report:
             if budget is not None and not manifest.is_finished:
-                plan = msgspec.structs.replace(plan, ledger_job=budget.open(options.budget or 0, None))
+                plan = msgspec.structs.replace(plan, ledger_job=budget.open(options.budget or 0, count_rows(inputs, options.kind)))
             units = units_of(batches_of(inputs, options.kind, plan.column), plan)
             go = functools.partial(
                 run_job, units, plan, manifest, sink, run_units, concurrency=options.concurrency, observer=report

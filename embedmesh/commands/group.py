@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": "embedmesh.commands.chat:chat",
     "batches": "embedmesh.commands.batches:batches",
     "files": "embedmesh.commands.files:files",
+    "jobs": "embedmesh.commands.jobs:jobs",
     "doctor": "embedmesh.commands.doctor:doctor",
     "models": "embedmesh.commands.models:models",
     "nodes": "embedmesh.commands.nodes:nodes",

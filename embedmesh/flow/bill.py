@@ -40,6 +40,22 @@ class HoldEnds(Protocol):
         ...
 
 
+class Holds(HoldEnds, Protocol):
+    """Places them, too: as much of a ledger as `set_aside` needs."""
+
+    def spend(self, hold: Hold) -> Hold | None:
+        """See `Ledger`."""
+        ...
+
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
+        """See `Ledger`."""
+        ...
+
+    async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
+        """See `Ledger`."""
+        ...
+
+
 class Bill(msgspec.Struct, eq=False):
     """Money set aside for one request, and what the request owes of it so far. It ends once: captured or released.
 
@@ -58,6 +74,7 @@ class Bill(msgspec.Struct, eq=False):
     tokens: int = 0
     price: int | None = None  # of all tokens, where nothing but input at one price is metered
     _give_back: Callable[[], None] | None = None  # the request's slots
+    free: bool = False  # whatever it is for was paid before
 
     def __enter__(self) -> "Bill":
         return self
@@ -78,6 +95,8 @@ class Bill(msgspec.Struct, eq=False):
 
         Raises ValueError if that is more than was set aside.
         """
+        if self.free:
+            metered = tuple(msgspec.structs.replace(each, price=0) for each in metered)
         cost = bill_nanousd(metered)
         if cost > self.hold.amount_nanousd:
             raise ValueError("a request cannot owe more than was set aside for it")
@@ -133,7 +152,7 @@ def waiters() -> Room:
 
 
 async def set_aside(
-    ledger: Ledger,
+    ledger: Holds,
     caller: Caller,
     cost: int,
     within_s: float,
@@ -228,7 +247,7 @@ async def redeem(
     return reply
 
 
-async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None, alone: bool) -> Hold | PriorRequest:
+async def _hold(ledger: Holds, hold: Hold, claim: Claim | None, alone: bool) -> Hold | PriorRequest:
     """Set the money aside: as a part of a tab, or by itself. A prior request has the claim, if one has."""
     if claim is None and not alone and (spent := ledger.spend(hold)) is not None:
         return spent
@@ -236,7 +255,7 @@ async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None, alone: bool) ->
 
 
 async def _place(
-    ledger: Ledger, hold: Hold, claim: Claim | None, alone: bool, slots: Slots, caller: Caller
+    ledger: Holds, hold: Hold, claim: Claim | None, alone: bool, slots: Slots, caller: Caller
 ) -> Hold | PriorRequest:
     """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
     if claim is not None:
@@ -271,7 +290,7 @@ def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:
 
 
 async def _reply_of(
-    prior: PriorRequest | None, ledger: Ledger, hold: Hold, claim: Claim, until: float, clock: Clock
+    prior: PriorRequest | None, ledger: Holds, hold: Hold, claim: Claim, until: float, clock: Clock
 ) -> bytes | None:
     """The reply to the request that has the claim, once it is delivered; None if it ended without one."""
     looks = iter(LOOK_AGAIN_S)

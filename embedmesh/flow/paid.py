@@ -15,6 +15,7 @@ from embedmesh.flow.bill import redeem, set_aside
 from embedmesh.flow.deliver import Delivering, Done, Outcome, Request, join, replayed, reply_headers, work_under
 from embedmesh.flow.idempotency import check_key, check_room, unpack
 from embedmesh.flow.identify import identify, may_use
+from embedmesh.flow.job import can_pay, check_job, under_job
 from embedmesh.flow.means import Means
 from embedmesh.flow.operation import CanPay, Invocation, Operation, PayingLock
 from embedmesh.flow.world import World
@@ -56,6 +57,8 @@ async def serve(
         await world.rate_limits.take_request(caller)
         body = await receive(caller.account_id)
         with _spent_if_refused(world, caller, body):
+            if head.job is not None:
+                check_job(world, operation, head)
             call = await _parse(world, operation, head, caller, body)
             on_model(call.model.id)
             may_use(caller, call.model)
@@ -109,6 +112,13 @@ async def _answer(world: World, request: Request, reply_bytes: int, deliver: Del
     with _spent_if_refused(world, caller, body):
         tokens = await call.count(world, caller, partial(_can_pay_for, world, operation, head, caller, body))
         await world.rate_limits.take_tokens(caller, tokens)
+    if head.job is not None:
+        try:
+            done = await under_job(world, request, tokens)
+        except InsufficientQuota:
+            _spend_body(world, request, tokens)
+            raise
+        return await delivering.alone(done)
     claim = None
     if head.idempotency_key is not None:
         check_key(head.idempotency_key)
@@ -142,7 +152,7 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
             alone=call.streams,
         )
     except InsufficientQuota:
-        world.rate_limits.spend_tokens(caller, len(request.body) // BYTES_A_TOKEN - tokens)
+        _spend_body(world, request, tokens)
         raise
     if isinstance(bill, bytes):  # delivered and paid before
         return Done(replayed(world, request, unpack(bill, request.operation.result)))
@@ -188,12 +198,19 @@ def _spent_if_refused(world: World, caller: Caller, body: bytes) -> Iterator[Non
         raise
 
 
+def _spend_body(world: World, request: Request, tokens: int) -> None:
+    """The same where the money does not suffice for a request of which so many tokens were taken."""
+    world.rate_limits.spend_tokens(request.caller, len(request.body) // BYTES_A_TOKEN - tokens)
+
+
 async def _can_pay_for(
     world: World, operation: Operation, head: RequestHead, caller: Caller, body: bytes, model: Model | None
 ) -> CanPay | None:
     """For the cheapest model if none is named. None for a request that may cost nothing: it is not judged here."""
     if operation.may_be_free(world, caller) or (head.retries and _was_made(world, caller, body)):
         return None
+    if head.job is not None:
+        return await can_pay(world, operation, head, caller, body, model)
     if head.idempotency_key is not None and await _is_kept(world, head.idempotency_key, caller, body):
         return None
     price = operation.price_min(world, caller.account_id, model)

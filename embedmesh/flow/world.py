@@ -12,6 +12,7 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.forwarding import Fleet, NodeClient, Observer
 from embedmesh.rules.holds import Claim
+from embedmesh.rules.jobs import Jobs
 from embedmesh.rules.ports import (
     Catalogue,
     Clock,
@@ -58,3 +59,4 @@ class World(msgspec.Struct, frozen=True):
     turns: Turns = msgspec.field(default_factory=Turns)
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
     waiting: Room = msgspec.field(default_factory=waiters)  # requests that wait for the reply of another
+    jobs: Jobs | None = None

@@ -37,6 +37,7 @@ from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.generation_api import generations
 from embedmesh.gateway.api.invites_api import InvitesApi
+from embedmesh.gateway.api.jobs_api import JobsApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
@@ -232,6 +233,7 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
             fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"
         ),
         ask_max=settings.ask_max,
+        jobs=store.jobs,
     )
 
 
@@ -281,6 +283,7 @@ def _jobs(
     apis: list[Api] = [
         FilesApi(files, store.files, price_min, bodies),
         BatchesApi(store.batches, files, store.files, runner, world, endpoints, bodies),
+        JobsApi(store.jobs, bodies, clock),
     ]
     return JobParts(files, runner, apis)
 

@@ -13,7 +13,7 @@ ORIGIN_FORM = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?|https?://\[[0-9a
 ANY = "*"
 CALLER_PATHS, OPERATOR_PATHS = ("/v1/", "/openai/", "/embeddings", "/models"), ("/v1/admin", "/v1/nodes")
 MAY_SEND = re.compile(  # in lower case, as browsers write them
-    "authorization|api-key|content-type|idempotency-key|openai-(?:organization|project|beta)|x-request-id"
+    "authorization|api-key|content-type|idempotency-key|x-embedmesh-job|openai-(?:organization|project|beta)|x-request-id"
     "|x-stainless-[a-z0-9-]{1,32}"
 )
 PREFLIGHT_HEADERS_MAX = 32  # headers that a page may ask to send; the SDKs send some fifteen

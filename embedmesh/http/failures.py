@@ -41,6 +41,7 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     lock_failures.KeyMismatch: (400, REQUEST_ERROR),
     lock_failures.ConfidentialRefused: (400, REQUEST_ERROR),
     errors.InsufficientQuota: (429, "insufficient_quota"),
+    file_failures.JobOver: (409, REQUEST_ERROR),
     file_failures.TooMuchKept: (429, "insufficient_quota"),
     errors.RateLimited: (429, "rate_limit_error"),
     errors.InternalError: (500, SERVER_ERROR),
@@ -83,6 +84,7 @@ def hint_headers(failure: Failure) -> dict[str, str]:
         errors.InsufficientQuota
         | errors.IdempotencyConflict
         | file_failures.TooMuchKept
+        | file_failures.JobOver
         | lock_failures.LockUsed
         | lock_failures.LockExpired,
     ):

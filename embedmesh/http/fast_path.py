@@ -17,7 +17,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Rest, Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
-from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
+from embedmesh.rules.exchange import JOB_HEADER, REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
@@ -33,7 +33,7 @@ CONTENT_LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
 JSON_CONTENT_TYPE = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
 LINE_END = b"\r\n"
 FRAMING = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
-UNSUPPORTED_HEADERS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
+UNSUPPORTED_HEADERS = FRAMING | {"proxy-connection", "sec-websocket-key1", JOB_HEADER}
 """They ask for more than the fast path does, or mean something special to the general server."""
 
 Explain = Callable[[Exception, str], Failure]

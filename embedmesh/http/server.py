@@ -18,12 +18,13 @@ from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, r
 from embedmesh.http.routing import PATH_REMAINDER, Routes, RouteTable
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import JOB_HEADER
 from embedmesh.rules.limits import REQUEST_HEAD_S, WRITE_REPLY_S
 
 log = logging.getLogger("embedmesh.http")
 
 LISTEN_BACKLOG = 1_024  # connections that may wait while a gateway restarts
-SINGLE_HEADERS = ("Authorization", "api-key", "Content-Type", "Idempotency-Key")
+SINGLE_HEADERS = ("Authorization", "api-key", "Content-Type", "Idempotency-Key", JOB_HEADER)
 """Given twice, a proxy may read one of them and we the other."""
 
 

@@ -12,6 +12,7 @@ COST_HEADER = "x-embedmesh-cost-nanousd"
 NODE_HEADER = "x-embedmesh-node"
 CACHED_HEADER = "x-embedmesh-cached"
 NEXT_LOCK_HEADER = "x-embedmesh-next-lock"  # of a sealed request: what lock its caller would like for the next one
+JOB_HEADER = "x-embedmesh-job"  # the job that pays for the request
 RETRIES_DIGITS_MAX = 4
 
 
@@ -20,7 +21,8 @@ class RequestHead(NamedTuple):
 
     `retries` is how often an SDK says it has tried before; None if no SDK says so. `request_id` is the id that we gave
     the request; None if the caller brought one, which never reaches the ledger. `api_key` is the key as Azure's
-    clients send it. `model` is the model that the path names, if it names one. `next_lock` is of sealed requests.
+    clients send it. `model` is the model that the path names, if it names one. `next_lock` is of sealed requests. `job`
+    is the job that pays: `read` does not look for it, since no request on the fast path names one.
     """
 
     authorization: str | None = None
@@ -30,6 +32,7 @@ class RequestHead(NamedTuple):
     api_key: str | None = None
     model: str | None = None
     next_lock: str | None = None
+    job: str | None = None
 
     @classmethod
     def read(cls, header: Callable[[str], str | None], request_id: str | None, model: str | None) -> "RequestHead":

@@ -1,4 +1,4 @@
-"""Failures of files and batches, besides those of `rules.errors`."""
+"""Failures of files, batches and jobs, besides those of `rules.errors`."""
 
 from embedmesh.rules.errors import CallerFailure, Failure, Fault, Retry
 
@@ -15,3 +15,9 @@ class TooMuchKept(CallerFailure):
     """The account keeps as many files, or bytes of files, as it may."""
 
     code = "storage_quota"
+
+
+class JobOver(CallerFailure):
+    """The job is closed, or has expired: nothing more is charged to it."""
+
+    code = "job_over"

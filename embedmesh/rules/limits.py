@@ -151,3 +151,16 @@ UPLOAD_BYTES_A_SECOND_MIN = 64 * 1024  # of a file: half a megabit a second; the
 FILES_PAGE_ROWS_MAX = 10_000  # that a caller may ask for, as at OpenAI; it gets PAGE_ROWS_MAX at most
 BATCHES_PAGE_ROWS_MAX = 100  # as at OpenAI
 FILE_CALLS_MAX = 128  # uploads and downloads at one time, those included whose file has not begun yet
+
+# -- jobs (storage/, flow/)
+
+JOB_S, JOB_S_MAX = 86_400, 7 * 86_400  # until it expires: by default, and at most; its money is set aside so long
+JOB_GRACE_S = REQUEST_MAX_S + 60.0  # after that, for requests under way; then its money goes back
+JOB_NAME_CHARS_MAX = 64
+JOB_TEXTS_MAX = 10**12  # that a caller may announce
+JOB_REQUESTS_MAX = 1_000_000  # charged keys of one job, which are known as long as it: a row of 300 bytes each
+JOB_RECOMPUTED_TOKENS_FREE = 300_000  # beyond what was paid: one request
+JOBS_OPEN_OF_ACCOUNT_MAX = 100  # not over
+JOBS_OF_ACCOUNT_A_DAY_MAX = 2_000  # one over nothing costs nothing, and its row is kept: nobody shall fill the store
+JOB_KEPT_S = 30 * 86_400  # after it would have expired
+JOBS_PAGE_ROWS_MAX = 100

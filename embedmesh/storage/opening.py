@@ -17,13 +17,14 @@ from embedmesh.storage.db import Db, errors
 from embedmesh.storage.instance import Instance
 from embedmesh.storage.ledger.check import verify
 from embedmesh.storage.ledger.group_commit import Medium
+from embedmesh.storage.ledger.job_tab import drop_attempts
 from embedmesh.storage.ledger.lost_holds import LostHolds
 from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.ledger.writes import as_rows
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
 from embedmesh.storage.secrets.secret import check_secret
-from embedmesh.storage.sql import BATCHES_SQL, FACTS_SQL, HOLDS_SQL, SLOTS_SQL, TABS_SQL
+from embedmesh.storage.sql import BATCHES_SQL, FACTS_SQL, HOLDS_SQL, JOBS_SQL, SLOTS_SQL, TABS_SQL
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 from embedmesh.system import sync_data
@@ -129,12 +130,14 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
             holds = LostHolds(db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall())
             tabs = db.execute(TABS_SQL["tabs_of_owner"], {"owner": owner}).fetchall()
         batches = db.execute(BATCHES_SQL["batches_of_owner"], {"owner": None if alone else owner}).fetchall()
-        if accounts := holds.accounts | {account_id for _, account_id in (*tabs, *batches)}:
+        attempts = db.execute(JOBS_SQL["open_requests"], {"owner": None if alone else owner}).fetchall()
+        if accounts := holds.accounts | {row[-1] for row in (*tabs, *batches, *attempts)}:
             db.lock_accounts(accounts)
         db.execute(SLOTS_SQL["drop_all_slots" if alone else "drop_slots_of"], {} if alone else {"owner": owner})
         ended = holds.end(db, now_ms, HoldEnd.RECOVER)
         ended_ids = end_tabs(db, now_ms, [tab_id for tab_id, _ in tabs], TabState.RECOVERED)
         db.execute(BATCHES_SQL["free_these"], as_rows([(batch_id,) for batch_id, _ in batches]))
+        drop_attempts(db, now_ms, [(job_id, attempt) for job_id, attempt, _ in attempts])
         recovered = Left(len(ended.released()), len(ended.captured()), len(ended_ids()))
         db.commit()
     except errors() as error:

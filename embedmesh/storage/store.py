@@ -25,6 +25,7 @@ from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.files import FileRows
 from embedmesh.storage.instance import take_instance
+from embedmesh.storage.jobs import StoredJobs
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.batch import BATCH_WRITES_MAX
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
@@ -90,6 +91,9 @@ class Store:
         submit = self._writer.submit
         self.files = FileRows(self._reads, self._write, submit, clock)
         self.batches = Batches(
+            self._reads, self._write, submit, self._outcome, self._place, opened.instance.name, clock
+        )
+        self.jobs = StoredJobs(
             self._reads, self._write, submit, self._outcome, self._place, opened.instance.name, clock
         )
         self.changes.on("tabs", self._recalls.tabs_changed)
@@ -223,7 +227,7 @@ class Store:
         while True:
             total += (expired := await self._outcome(Expire(now_ms)))
             if expired < EXPIRED_HOLDS_MAX:
-                return total
+                return total + await self.jobs.sweep(now_ms)
 
     async def extend_chain(self) -> int:
         """Cover every transfer that no block covers yet; how many that were. Raises StoreUnavailable."""
@@ -235,7 +239,7 @@ class Store:
 
     async def forget(self) -> int:
         """Delete records that are too old; how many rows. Raises StoreUnavailable."""
-        return await self._retention.apply(self._write, self._clock)
+        return await self._retention.apply(self._write, self._clock) + await self.jobs.forget()
 
     def healthy(self) -> bool:
         """Whether the last batch became durable, and the current one does not take too long."""

@@ -42,6 +42,7 @@ from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.generation_api import generations
 from embedmesh.gateway.api.invites_api import InvitesApi
+from embedmesh.gateway.api.jobs_api import JobsApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
@@ -202,6 +203,7 @@ class Gateway:
             cache=VectorCache(10**6, self.registry.generation),
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),
+            jobs=store.jobs,
         )
         sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
         leftover = Leftover(scheduler, clock, call_later)
@@ -211,6 +213,7 @@ class Gateway:
         batches = (
             FilesApi(self.files, store.files, lambda account: 1, bodies),
             BatchesApi(store.batches, self.files, store.files, self.runner, world, endpoints, bodies),
+            JobsApi(store.jobs, bodies, clock),
         )
         self.app = GatewayApp(
             world,

@@ -50,10 +50,11 @@ def test_in_the_middle_of_a_request(victim: Endpoint, role: str, ends: str, paid
     assert recovered == (1 if role == "gateway" else 0)
 
 
-def end_of(one: Endpoint, texts: list[str]) -> tuple[str, int]:
-    """How a request ended, and what it cost."""
+def end_of(one: Endpoint, texts: list[str], job_id: str = "", key: str = "") -> tuple[str, int]:
+    """How a request ended, of a job or of none, and what it cost."""
+    headers = {"x-embedmesh-job": job_id, "Idempotency-Key": key} if job_id else None
     try:
-        reply = one.ask(input=texts)
+        reply = one.ask(input=texts, headers=headers)
     except httpx.TransportError:
         return "broken", 0
     return str(reply.status_code), int(reply.headers.get("x-embedmesh-cost-nanousd", 0))
@@ -92,6 +93,30 @@ def test_without_its_node_it_says_so(victim: Endpoint) -> None:
         victim.process.send_signal(signal.SIGCONT)
     wait_until("an answer", victim.answers, BACK_S)
     assert victim.get("/readyz").status_code == 200
+
+
+def test_a_job_goes_on_where_its_gateway_was_killed(victim: Endpoint) -> None:
+    """In the middle of requests under way. The same keys again: each is charged once, and nothing is held at the end."""
+    wait_until("an answer", victim.answers, BACK_S)
+    before = victim.account().balance_nanousd
+    job = victim.http.post(f"{victim.base_url}/jobs", json={"budget_usd": "1"}).json()
+    units = {f"unit-{at}": [f"{at} {text}" for text in LONG[:12]] for at in range(24)}
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(end_of, victim, texts, job["id"], key) for key, texts in units.items()]
+        wait_until("some are done", lambda: sum(each.done() for each in asked) > 5, BACK_S)
+        wait_until("others run", lambda: victim.metric("embedmesh_tokens_waiting") > 0, BACK_S)
+        kill_now(victim, "gateway")
+        ends = [each.result()[0] for each in asked]
+    assert {"200", "broken"} <= set(ends) <= {"200", "broken", "503"}, "503: back, and its node not yet"
+    wait_until("an answer", victim.answers, BACK_S)
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda unit: end_of(victim, unit[1], job["id"], unit[0]), units.items()))
+    assert {end for end, _ in again} == {"200"}
+    closed = victim.http.post(f"{victim.base_url}/jobs/{job['id']}/cancel").json()
+    assert (closed["status"], closed["requests"], closed["texts"]) == ("closed", 24, 12 * 24)
+    assert closed["charged_nanousd"] == closed["tokens"] * 10
+    assert before - victim.account().balance_nanousd == closed["charged_nanousd"] + ANSWER_NANOUSD
+    victim.check_ledger()
 
 
 def test_it_ends_well_after_all_that(victim: Endpoint) -> None:

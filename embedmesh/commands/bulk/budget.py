@@ -7,9 +7,9 @@ from embedmesh.commands.account_client import AccountClient
 from embedmesh.commands.operator import ApiRefusal
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import JOB_S_MAX
 from embedmesh.rules.money import format_usd
 
-LEDGER_JOB_S = 7 * 86_400  # what a gateway gives at most: a job that is run again within a week pays nothing twice
 NO_JOBS = "has no jobs in a ledger, which --budget needs. Leave --budget out, or use an embedmesh gateway."
 NOT_THERE = frozenset({"not_found", "method_not_allowed", "http_404", "http_405", "http_501"})
 
@@ -58,7 +58,7 @@ class Budget:
         return None
 
     def _make(self, nanousd: int, texts_total: int | None) -> dict[str, Any]:
-        body: dict[str, Any] = {"budget_nanousd": nanousd, "expires_in_s": LEDGER_JOB_S, "name": self._name}
+        body: dict[str, Any] = {"budget_nanousd": nanousd, "expires_in_s": JOB_S_MAX, "name": self._name}  # within it a run again pays nothing twice
         if texts_total is not None:
             body["texts_total"] = texts_total
         made: dict[str, Any] = self._account.post("jobs", body=body)

@@ -15,7 +15,7 @@ from embedmesh.commands.bulk.checkpoint import Settings
 from embedmesh.commands.bulk.client import Vector
 from embedmesh.bulk.lines import LineBatch, Refusal
 from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Stdout, kept_values
-from embedmesh.bulk.tables import PARQUET_MISSING
+from embedmesh.bulk.tables import pyarrow_here
 from embedmesh.commands.output import WrongUsage
 
 STREAM_END_BYTES = 8  # a mark and a length of nothing, which Arrow writes behind the last batch
@@ -52,12 +52,7 @@ class _ParquetFile(FileOutput):
     """The types of a Parquet input's columns are kept; those of other tables are strings."""
 
     def __init__(self, target: Path, settings: Settings, overwrite: bool) -> None:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise WrongUsage(PARQUET_MISSING) from None
-        self._arrow, self._parquet = pyarrow, parquet
+        self._arrow, self._parquet = pyarrow_here()
         super().__init__(target, settings, overwrite)
 
     def _written_at(self, target: Path) -> Path:

@@ -28,7 +28,7 @@ from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
-from embedmesh.rules.exchange import Delivery, RequestHead
+from embedmesh.rules.exchange import JOB_HEADER, Delivery, RequestHead
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     REQUEST_BODY_BYTES_MAX,
@@ -59,6 +59,16 @@ IDEMPOTENCY_KEY = {
     "body it is refused with 409 `idempotency_conflict`. All API keys of an account share it.",
     "schema": {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_CHARS_MAX},
     "example": "order-1729",
+}
+JOB = {
+    "name": JOB_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "The job (see `POST /v1/jobs`) whose budget pays for the request, instead of the account's balance. With it "
+    "an `Idempotency-Key` is needed, and is one of the job: it is charged once, and the same request again is computed "
+    "again, free.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 64},
+    "example": "job_019aa0b4c0de7b62a1f0c3d4e5f60718",
 }
 EMBEDDINGS = Embeddings(OpenAI())
 
@@ -122,15 +132,19 @@ class EmbeddingsApi(Api):
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.answer(exchange, request.get(PATH_REMAINDER), operation)
+            await self.answer(exchange, request.get(PATH_REMAINDER), operation, request.headers.get(JOB_HEADER))
         finally:
             exchange.end()
         return exchange.response
 
     async def answer(
-        self, exchange: Exchange, model_in_path: str | None = None, operation: Operation = EMBEDDINGS
+        self,
+        exchange: Exchange,
+        model_in_path: str | None = None,
+        operation: Operation = EMBEDDINGS,
+        job: str | None = None,
     ) -> None:
-        """Answer one request. The fast path calls this, too."""
+        """Answer one request, which `job` may pay for. The fast path calls this, too."""
         watched = _Watched(self._world.clock.monotonic())
 
         async def receive(account_id: str) -> bytes:
@@ -140,6 +154,8 @@ class EmbeddingsApi(Api):
             return body
 
         head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
+        if job is not None:
+            head = head._replace(job=job)
         outcome = serve(self._world, operation, head, receive, exchange.deliver, watched.on_model)
         await self._observe(watched, outcome)
 
@@ -178,7 +194,7 @@ class EmbeddingsApi(Api):
                 {200: ApiReply("One vector for each input, in input order.", EmbeddingList, headers=EMBEDDING_HEADERS)},
                 EmbeddingRequest,
                 key_checked_by_flow=True,
-                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": SAMPLES},
+                extra={"parameters": [IDEMPOTENCY_KEY, JOB], "x-codeSamples": SAMPLES},
             ),
         ),
     )

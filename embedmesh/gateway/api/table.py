@@ -10,6 +10,7 @@ from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.invites_api import InvitesApi
+from embedmesh.gateway.api.jobs_api import JobsApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.models_api import ModelsApi
@@ -26,6 +27,7 @@ APIS: tuple[type[Api], ...] = (
     ConfidentialGenerationApi,
     FilesApi,
     BatchesApi,
+    JobsApi,
     ModelsApi,
     AccountApi,
     OperationsApi,

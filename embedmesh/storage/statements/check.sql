@@ -281,4 +281,39 @@ HAVING batches.completed <> coalesce(sum(batch_units.completed), 0) OR batches.f
 -- What was charged under a batch's tab are lines of that batch: their ids begin as its own.
 SELECT 'request ' || hold_id, 'is no line of ' || tabs.tab_id
 FROM tabs JOIN usage ON usage.tab_id = tabs.tab_id
-WHERE tabs.owner = tabs.tab_id AND substr(hold_id, 5, 24) <> substr(tabs.tab_id, 7, 24);
+WHERE tabs.owner = tabs.tab_id AND tabs.tab_id LIKE 'batch%' AND substr(hold_id, 5, 24) <> substr(tabs.tab_id, 7, 24);
+
+-- name: jobs_have_their_money
+-- A job has a tab of its own, which is over once the job is closed and has nothing under way.
+SELECT 'job ' || jobs.job_id, 'tab ' || coalesce(tabs.state || ' of ' || tabs.amount, 'missing')
+FROM jobs LEFT JOIN tabs ON tabs.tab_id = jobs.job_id
+WHERE NOT coalesce(
+    tabs.account_id = jobs.account_id AND tabs.key_id = jobs.key_id AND tabs.owner = tabs.tab_id
+        AND (tabs.state <> 'open' OR closed_ms IS NULL)
+        AND (tabs.state <> 'closing' OR (closed_ms IS NOT NULL AND EXISTS (
+            SELECT 1 FROM job_requests WHERE job_requests.job_id = jobs.job_id AND done_ms IS NULL
+        ))),
+    FALSE
+);
+
+-- name: jobs_are_their_requests
+-- What was settled under a job's tab, and the job's own counts, are what its requests were charged, as long as these are kept;
+-- its budget covers what is under way, too.
+SELECT 'job ' || jobs.job_id, 'charged ' || captured || ' of ' || tabs.amount || ' for ' || requests || ' requests, its keys '
+    || coalesce(sum(CASE WHEN done_ms IS NOT NULL THEN job_requests.amount END), 0) || ' for ' || count(done_ms)
+FROM jobs JOIN tabs ON tabs.tab_id = jobs.job_id LEFT JOIN job_requests ON job_requests.job_id = jobs.job_id
+WHERE ended_ms IS NULL
+GROUP BY jobs.job_id, captured, tabs.amount, requests, jobs.texts, jobs.tokens
+HAVING captured <> coalesce(sum(CASE WHEN done_ms IS NOT NULL THEN job_requests.amount END), 0)
+    OR requests <> count(done_ms)
+    OR jobs.texts <> coalesce(sum(CASE WHEN done_ms IS NOT NULL THEN job_requests.texts END), 0)
+    OR jobs.tokens <> coalesce(sum(CASE WHEN done_ms IS NOT NULL THEN job_requests.tokens END), 0)
+    OR tabs.amount < captured + coalesce(sum(CASE WHEN done_ms IS NULL THEN job_requests.amount END), 0);
+
+-- name: keys_of_jobs_are_charged
+-- A request of a job that is done has the usage record of its own id, under the job's tab, as long as such records are kept.
+SELECT 'request ' || request_id, 'of job ' || job_id || ' cost ' || amount || ', usage '
+    || coalesce(CAST(cost AS TEXT), 'missing')
+FROM job_requests LEFT JOIN usage ON usage.hold_id = request_id AND usage.tab_id = job_id
+WHERE done_ms IS NOT NULL AND cost IS DISTINCT FROM amount AND done_ms / 86400000
+    >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0);

@@ -34,6 +34,7 @@ TAGS: list[Json] = [
     },
     {"name": "Files", "description": "Files of requests for batches, and their results."},
     {"name": "Batches", "description": "Files of requests that are worked off within a day, for less."},
+    {"name": "Jobs", "description": "Budgets that pay for many requests, each once, whatever dies on the way."},
     {"name": "Models", "description": "What ready nodes serve now."},
     {"name": "Account", "description": "Your account: balance, usage and keys."},
     {"name": "Operations", "description": "For those who run this gateway."},

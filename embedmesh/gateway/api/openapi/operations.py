@@ -33,6 +33,7 @@ PATH_PARAMETERS = {
     "invite_id": PathParameter("The invite's id.", "Gd0kZ5wQ1xYb"),
     "file_id": PathParameter("The file's id.", "file-019aa0b4c0de7b62a1f0c3d4e5f60718"),
     "batch_id": PathParameter("The batch's id.", "batch_019aa0b4c0de7b62a1f0c3d4e5f60718"),
+    "job_id": PathParameter("The job's id.", "job_019aa0b4c0de7b62a1f0c3d4e5f60718"),
     "account_id": PathParameter("The account's id.", "local"),
     "key_id": PathParameter("The key's id.", "key_019aa0b4c0de7b62a1f0c3d4e5f60718"),
     "entry_id": PathParameter("The entry's id.", "3"),
