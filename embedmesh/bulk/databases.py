@@ -38,7 +38,9 @@ def rows_by_key(ids: Sequence[str | int | None]) -> dict[str, int]:
     """
     keys = [(plain(str(value)), row) for row, value in enumerate(ids) if value not in (None, "")]
     if any(len(key.encode()) > ID_BYTES_MAX for key, _ in keys):
-        raise WrongUsage(f"An id has more than {ID_BYTES_MAX:,} bytes, which no database finds again. Name another --id.")
+        raise WrongUsage(
+            f"An id has more than {ID_BYTES_MAX:,} bytes, which no database finds again. Name another --id."
+        )
     return dict(sorted(keys))
 
 

@@ -80,9 +80,13 @@ class PgvectorSink:
         try:
             self._server = CONNECTION | conninfo.conninfo_to_dict(urlunsplit(parts._replace(query=rest)))
         except psycopg.ProgrammingError:
-            raise WrongUsage(f"PostgreSQL's client cannot read the output's address. It must look like {FORM}.") from None
+            raise WrongUsage(
+                f"PostgreSQL's client cannot read the output's address. It must look like {FORM}."
+            ) from None
         if self._server.get("password"):
-            raise WrongUsage("Others would see a password in the output's address. Put it into PGPASSWORD or ~/.pgpass.")
+            raise WrongUsage(
+                "Others would see a password in the output's address. Put it into PGPASSWORD or ~/.pgpass."
+            )
         schema, _, table = own.get("table", "").rpartition(".")
         self._id, self._vector, self._text = own.get("id", "id"), own.get("embedding", "embedding"), own.get("text")
         for name in (table, self._id, self._vector, schema or "-"):
@@ -91,7 +95,7 @@ class PgvectorSink:
         self._table = sql.Identifier(schema, table) if schema else sql.Identifier(table)
         self._name = self._table.as_string(None)
 
-    def begin(self, *, resumed: bool, overwrite: bool, width: int | None = None) -> None:
+    def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
         """Raises WrongUsage where the database or its table cannot take vectors, NothingListens where none is there."""
         try:
             with self._connected() as connection:
@@ -109,7 +113,9 @@ class PgvectorSink:
         with self._connected() as connection:
             _, oid = self._extension(connection)
         if not {str(oid), ""}.issuperset(parts):
-            raise Stopped(f"The table {self._name} was dropped during the job: units are missing. --overwrite begins anew")
+            raise Stopped(
+                f"The table {self._name} was dropped during the job: units are missing. --overwrite begins anew"
+            )
 
     def _write(self, table: UnitTable) -> str:
         rows = rows_by_key(table.ids)
@@ -120,7 +126,11 @@ class PgvectorSink:
             if columns[self._vector].required:
                 rows = {key: row for key, row in rows.items() if table.errors[row] is None}
             values = dict(self._values(columns, table))
-            staged = ["k text", "v " + self._vector_type.as_string(connection), *(f"c{at} text" for at in range(len(values)))]
+            staged = [
+                "k text",
+                "v " + self._vector_type.as_string(connection),
+                *(f"c{at} text" for at in range(len(values))),
+            ]
             connection.execute(f"CREATE TEMP TABLE embedmesh_staged ({', '.join(staged)}) ON COMMIT DROP".encode())
             with connection.cursor().copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(STAGED)) as copy:
                 for data in _copied(rows, table, list(values.values())):
@@ -145,7 +155,9 @@ class PgvectorSink:
         """The schema of pgvector, and the table's number if it is there."""
         schema, known, oid = connection.execute(EXTENSION, [self._name]).fetchone() or (None, False, None)
         if schema is None:
-            install = "" if known else " Its server lacks pgvector: install that first (Debian: postgresql-15-pgvector)."
+            install = (
+                "" if known else " Its server lacks pgvector: install that first (Debian: postgresql-15-pgvector)."
+            )
             raise WrongUsage(f"The database lacks pgvector. As its owner, run there: CREATE EXTENSION vector;{install}")
         return schema, oid
 

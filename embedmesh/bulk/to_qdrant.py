@@ -40,10 +40,11 @@ class QdrantSink:
         self._text = option.removeprefix("text=") if option else None
         if "@" in parts.netloc:
             raise WrongUsage(f"Others would see a key in the output's address. Put it into {KEY_VARIABLE}.")
-        if not name or not self._server.rpartition("//")[2] or (option and not option.startswith("text=")):
+        place = self._server if self._is_local else parts.netloc and parts.path.strip("/")
+        if not name or not place or (option and not option.startswith("text=")):
             raise WrongUsage(f"The output must look like {FORM}.")
 
-    def begin(self, *, resumed: bool, overwrite: bool, width: int | None = None) -> None:
+    def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
         """Raises WrongUsage where the collection cannot take vectors, NothingListens where no server is there."""
         try:
             with self._opened() as client:

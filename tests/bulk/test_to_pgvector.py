@@ -45,8 +45,6 @@ def sink_of(url: str, parameters: str = "table=docs") -> PgvectorSink:
     return PgvectorSink(f"{url}&{parameters}" if "?" in url else f"{url}?{parameters}")
 
 
-
-
 def rows_in(db: psycopg.Connection[Any], what: str = "id, embedding::real[]", table: str = "docs") -> dict[Any, Any]:
     found = db.execute(f"SELECT {what} FROM {table}").fetchall()
     assert len({row[0] for row in found}) == len(found)
@@ -58,7 +56,7 @@ def test_rows_are_there_once_bit_by_bit(empty: str, db: psycopg.Connection[Any])
     unit = table_of("b", "a", 7, "gone", None, title=["x", "nul \0", None, {"n": float("nan")}, 2**70])
     unit.errors[3] = "context_length_exceeded: too long"
     sink = sink_of(empty)
-    sink.begin(resumed=False, overwrite=False)
+    sink.begin(resumed=False, overwrite=False, width=4)
     assert db.execute("SELECT to_regclass('docs')").fetchone() == (None,)
     for _ in range(2):
         write(sink, unit)
@@ -87,11 +85,13 @@ def test_a_table_of_ones_own_is_filled_in(empty: str, db: psycopg.Connection[Any
     table = """shop."d""ocs'; --\""""
     db.execute(f"INSERT INTO {table} (doc_id, body) SELECT n, 'Body ' || n FROM generate_series(1, 3) AS n")
     sink = sink_of(empty, "table=shop.d%22ocs%27;%20--&id=doc_id&embedding=vec")
-    sink.begin(resumed=False, overwrite=False)
+    sink.begin(resumed=False, overwrite=False, width=4)
     columns = {"price": ["1.50", 2], "tags": [["a"], None], "made": ["2026-11-30T12:00:00Z", None], "lower": ["l", "m"]}
     unit = table_of(1, "2", **columns, elsewhere=[1, 2])
     write(sink, unit)
-    found = rows_in(db, "doc_id, vec::real[], body, price::text, tags, extract(hour from made at time zone 'utc')", table)
+    found = rows_in(
+        db, "doc_id, vec::real[], body, price::text, tags, extract(hour from made at time zone 'utc')", table
+    )
     assert found[3] == ([0, 0, 0, 0], "Body 3", None, None, None)
     assert found[1][1:] == ("Body 1", "1.50", ["a"], 12)
     assert np.array_equal(np.float32(found[2][0]), np.float16(unit.vectors[1]))
@@ -106,11 +106,11 @@ def test_a_table_of_ones_own_is_filled_in(empty: str, db: psycopg.Connection[Any
 
 WRONG_TABLES = {
     "DROP EXTENSION vector": "CREATE EXTENSION vector;$",
-    "CREATE TABLE docs (id text, embedding vector(4))": "ALTER TABLE docs ADD PRIMARY KEY (.*id.*)",
+    "CREATE TABLE docs (id text, embedding vector(4))": 'ALTER TABLE "docs" ADD PRIMARY KEY ."id".;',
     "CREATE TABLE docs (id text, part int, embedding vector(4), PRIMARY KEY (id, part))": "ADD PRIMARY KEY",
     "CREATE TABLE docs (id text UNIQUE DEFERRABLE, embedding vector(4))": "ADD PRIMARY KEY",
     "CREATE TABLE docs (id text PRIMARY KEY, embedding vector(768))": "vectors of 768 components, and these have 4",
-    "CREATE TABLE docs (id text PRIMARY KEY, embedding text)": "is text, and not vector",
+    "CREATE TABLE docs (id text PRIMARY KEY, embedding text)": "is text; it must be a vector",
     "CREATE TABLE docs (key text PRIMARY KEY, embedding vector(4))": "lacks a column 'id'",
     "CREATE TABLE docs (id bigint PRIMARY KEY, embedding vector(4))": "does not fit the type of its column",
 }
@@ -125,7 +125,7 @@ def test_a_table_that_cannot_take_it_is_refused(
     sink = sink_of(empty)
     if "bigint" not in statement:
         with pytest.raises(WrongUsage, match=words):
-            sink.begin(resumed=False, overwrite=False)
+            sink.begin(resumed=False, overwrite=False, width=4)
     with pytest.raises(WrongUsage, match=words) as caught:
         write(sink, table_of(1, SENTINEL))
     assert SENTINEL not in str(caught.value)
@@ -141,7 +141,7 @@ def test_a_role_without_rights_and_a_server_that_is_not_there(empty: str, db: ps
     finally:
         db.execute("DROP ROLE stranger")
     with pytest.raises(NothingListens, match="Connection refused|could not do it now"):
-        sink_of("postgresql://127.0.0.1:1/nowhere").begin(resumed=False, overwrite=False)
+        sink_of("postgresql://127.0.0.1:1/nowhere").begin(resumed=False, overwrite=False, width=4)
 
 
 WRONG_ADDRESSES = {

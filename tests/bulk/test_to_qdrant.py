@@ -15,31 +15,35 @@ import numpy as np
 import pytest
 
 from embedmesh.bulk import to_qdrant
-from embedmesh.bulk.databases import SinkNotReached
 from embedmesh.bulk.stops import NothingListens, Stopped
 from embedmesh.bulk.to_qdrant import QdrantSink
 from embedmesh.bulk.usage import WrongUsage
 from tests.bulk.sink_tables import table_of, write
 
 WRONG_OUTPUTS = (
-    "docs", "/docs", "http://host:6333", "http://host:6333/", "http://key@host:6333/docs", "http://h/docs?colour=red", "",
+    "docs",
+    "/docs",
+    "http://host:6333",
+    "http://host:6333/",
+    "http://key@host:6333/docs",
+    "http://h/docs?colour=red",
+    "",
 )
 HAS_ID = "9c1de8e2-7c63-4d3a-9c60-3d0e0d9f6c11"
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """No test has another's client, and none is left open."""
-    clients: list[Any] = []
-    made = to_qdrant._client.__wrapped__
-    to_qdrant._client.cache_clear()
+    """No test has another's client."""
     yield
     to_qdrant._client.cache_clear()
 
 
 @pytest.fixture
 def client() -> Any:
-    return pytest.importorskip("qdrant_client", reason="qdrant-client is not installed: pip install 'embedmesh[qdrant]'")
+    return pytest.importorskip(
+        "qdrant_client", reason="qdrant-client is not installed: pip install 'embedmesh[qdrant]'"
+    )
 
 
 @pytest.mark.parametrize("output", WRONG_OUTPUTS)
@@ -51,13 +55,13 @@ def test_an_output_that_is_none_is_refused(output: str) -> None:
 def test_without_the_client_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     with pytest.raises(WrongUsage, match=r"pip install 'embedmesh\[qdrant\]'"):
-        QdrantSink(f"qdrant:{tmp_path}/docs").begin(resumed=False, overwrite=False)
+        QdrantSink(f"qdrant:{tmp_path}/docs").begin(resumed=False, overwrite=False, width=4)
 
 
 def test_points_are_there_once(client: Any, tmp_path: Path) -> None:
     """A missing collection is made; a unit that comes twice changes nothing; ids of any kind are found again."""
     sink = QdrantSink(f"qdrant:{tmp_path}/docs?text=body")
-    sink.begin(resumed=False, overwrite=False)
+    sink.begin(resumed=False, overwrite=False, width=4)
     ids = [7, "8", "doc-1", HAS_ID, "doc-1", "gone", None, -1]
     table = table_of(*ids, key=ids, size=[2**70, float("nan"), b"\1", None, [1], 6, 7, {"a": "b"}])
     table.errors[5] = table.errors[6] = "context_length_exceeded: too long"
@@ -84,13 +88,13 @@ def test_points_are_there_once(client: Any, tmp_path: Path) -> None:
 def test_a_folder_that_another_process_has_open(client: Any, tmp_path: Path) -> None:
     program = (
         "import sys; from qdrant_client import QdrantClient\n"
-        "QdrantClient(path=sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+        "client = QdrantClient(path=sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], **pipes) as other:
         assert other.stdout.readline() == "open\n"
         with pytest.raises(WrongUsage, match="Another process has the folder"):
-            QdrantSink(f"qdrant:{tmp_path}/docs").begin(resumed=False, overwrite=False)
+            QdrantSink(f"qdrant:{tmp_path}/docs").begin(resumed=False, overwrite=False, width=4)
         other.stdin.close()
 
 
@@ -132,7 +136,12 @@ def scripted(*statuses: int) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]
 
 
 HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
-OPTIMIZER = {"deleted_threshold": 0.2, "vacuum_min_vector_number": 1_000, "default_segment_number": 0, "flush_interval_sec": 5}
+OPTIMIZER = {
+    "deleted_threshold": 0.2,
+    "vacuum_min_vector_number": 1_000,
+    "default_segment_number": 0,
+    "flush_interval_sec": 5,
+}
 INFO: dict[str, Any] = {
     "status": "green",
     "optimizer_status": "ok",
@@ -143,7 +152,6 @@ INFO: dict[str, Any] = {
 
 
 def test_a_server_that_is_busy_is_asked_again(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And requests are cut: 2,048 wide vectors are more than a server takes at once."""
     monkeypatch.setenv("QDRANT_API_KEY", "k")
     with scripted(503, 429) as (output, received), pytest.warns(UserWarning, match="insecure connection"):
         write(QdrantSink(output), table_of(*range(3)))
@@ -154,6 +162,6 @@ def test_a_server_that_is_busy_is_asked_again(client: Any, monkeypatch: pytest.M
 
 def test_a_key_that_is_refused_and_a_server_that_is_not_there(client: Any) -> None:
     with scripted(401) as (output, _), pytest.raises(WrongUsage, match="HTTP 401 .* Is QDRANT_API_KEY right"):
-        QdrantSink(output).begin(resumed=False, overwrite=False)
+        QdrantSink(output).begin(resumed=False, overwrite=False, width=4)
     with pytest.raises(NothingListens, match="does not answer"):
-        QdrantSink("qdrant:http://127.0.0.1:1/docs").begin(resumed=False, overwrite=False)
+        QdrantSink("qdrant:http://127.0.0.1:1/docs").begin(resumed=False, overwrite=False, width=4)
