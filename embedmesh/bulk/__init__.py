@@ -10,7 +10,8 @@ To add an engine: a module with `run_units(units, plan, concurrency)` as `engine
 is a dict, too, for where it must travel: `plan.as_dict()`, which `UnitWorker` takes as well. It holds the key of the
 gateway: it is for memory and connections, never for a log or a file. A unit that was lost is simply done again.
 
-To add a sink: a class with the methods of `sinks.Sink`, and a line in `sinks.SINKS`. A unit may be written twice, also by
-two workers at one time: then there must be one of each row (a file is renamed, a row of a database replaced by its id).
-Secrets of a database come from the environment of the worker, never from the command line, which the manifest keeps.
+To add a sink: a class with the methods of `sinks.Sink`, and a line in `sinks.SINKS`. A unit may be written twice, also
+by two workers at one time: then there must be one of each row (a file is renamed, a row of a database is replaced by
+its id). Secrets of a database come from the worker's environment, never from the command line, which the manifest
+keeps.
 """

@@ -1,4 +1,4 @@
-"""The story of a job: units that the manifest lacks go to an engine; what comes back is committed, then all is checked."""
+"""The story of a job: units that the manifest lacks go to an engine; what comes back is committed, and all checked."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing

@@ -132,7 +132,7 @@ class LineRecords:
 
 
 class JsonRecords(LineRecords):
-    """JSON objects, one a line, with the text in the member `field`. The members of the first good one are the columns."""
+    """JSON objects, one a line, with the text in `field`. The other members of the first good one are the columns."""
 
     def __init__(self, field: str) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class UnitTable(NamedTuple):
     """The rows of a unit with their vectors, (rows, width) float32; a refused row is NaN, and `errors` says why.
 
-    `ids` are the values of the column of ids, else the rows' numbers from 0 over all inputs; only a refused row may have
-    none. `columns` are the input's others, by name. `arrow` is a record batch with the same, where they have types.
+    `ids` are the values of the column of ids, else the rows' numbers from 0 over all inputs; only a refused row may
+    have none. `columns` are the input's others, by name. `arrow` is a record batch of the same, if they have types.
     The width is 0 where nothing was embedded and it is not known from elsewhere. `texts` are empty for refused rows.
     """
 
@@ -82,7 +82,7 @@ def sink_for(output: str) -> Sink:
 
 
 def job_output(output: str) -> str | None:
-    """The sink that an output of the command line means, as `parquet:out` for `out/`; None for a file that needs no job."""
+    """The sink that an output means, as `parquet:out` for `out/`; None for a file, which needs no job."""
     if sink_name(output) is not None:
         return output
     if output.endswith(".lance"):

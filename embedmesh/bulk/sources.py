@@ -17,7 +17,7 @@ ZIPPED = ".gz"  # of any but Parquet, which is compressed in itself
 
 
 class Opened(NamedTuple):
-    """An input. `size` is in bytes, None where it is not known; `mark` changes where its content does, if it is remote."""
+    """An input. `size` is in bytes, if it is known; `mark`, of one at an address, changes where its content does."""
 
     file: BinaryIO
     size: int | None
@@ -44,7 +44,7 @@ def kind_of(name: str, kind: str | None) -> str:
 
 
 def batches_of(names: Sequence[str], kind: str | None, column: str | None) -> Iterator[LineBatch]:
-    """The rows of all inputs. Each batch's `first`, `digest` and `end_bytes` are within its input. Raises WrongUsage."""
+    """The rows of all inputs. `first`, `digest` and `end_bytes` are within an input. Raises WrongUsage."""
     for name in names:
         opened = open_source(name)
         with opened.file as file:
@@ -107,5 +107,5 @@ def count_rows(names: Sequence[str], kind: str | None) -> int | None:
                 _, parquet = pyarrow_here()
                 rows += parquet.ParquetFile(file).metadata.num_rows
             else:
-                rows += sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(READ_BYTES), b""))  # noqa: B023
+                rows += sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(READ_BYTES), b""))
     return rows or None

@@ -107,7 +107,7 @@ def units_of(batches: Iterable[LineBatch], plan: JobPlan) -> Iterator[JobUnit]:
 
 
 def pieces(sizes: list[int], count_max: int, size_max: int) -> Iterator[range]:
-    """Consecutive ranges of things of these sizes: at most `count_max` each, and `size_max` unless it is a single one."""
+    """Consecutive ranges of things of these sizes: at most `count_max`, and `size_max` unless it is a single one."""
     start = total = 0
     for at, size in enumerate(sizes):
         if at > start and (at - start >= count_max or total + size > size_max):

@@ -60,7 +60,7 @@ class UnitWorker:
         self._loop.__enter__()
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """The unit's row for the manifest, of plain values; its rows are in the output then. Raises Stopped, OSError."""
+        """The unit's row for the manifest; its rows are in the output then. Raises Stopped, WrongUsage, OSError."""
         return self.work(JobUnit.of_dict(unit))
 
     def work(self, unit: JobUnit) -> dict[str, Any]:

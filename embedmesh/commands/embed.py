@@ -103,7 +103,7 @@ Exit status:
     "--output",
     type=click.Path(allow_dash=True),
     default="-",
-    help="OUT.jsonl, OUT.npy, OUT.csv, OUT.tsv, OUT.parquet. Of a job: OUT/, jsonl:OUT, npy:OUT, pgvector:URL, qdrant:URL.",
+    help="OUT.jsonl, .npy, .csv, .tsv, .parquet. Of a job: OUT/, jsonl:OUT, npy:OUT, OUT.lance, a database.",
 )
 @click.option("--model", default=EMBED_MODEL, show_default=True, help="Model to embed with.")
 @click.option("--field", help="The lines are JSON objects; embed this field of each.")
@@ -129,8 +129,8 @@ Exit status:
 )
 @click.option("--id", "ids", help="Job: column of the ids. Without it rows are numbered.")
 @click.option("--engine", type=click.Choice(["local", "daft", "ray"]), help="Job: who works. Default: this process.")
-@click.option("--concurrency", type=WholeNumber(1, CONCURRENCY_MAX), help="Job: units of up to 2,048 texts at one time.")
-@click.option("--budget", type=USD, help="Job: USD to set aside. It costs no more, and what was charged is never charged again.")
+@click.option("--concurrency", type=WholeNumber(1, CONCURRENCY_MAX), help="Job: units of 2,048 texts at one time.")
+@click.option("--budget", type=USD, help="Job: USD to set aside. It costs no more, and nothing twice.")
 @click.option("--dry-run", is_flag=True, help="Job: estimate tokens, money and time from a sample. Nothing is paid.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="Job: where it is noted what is done.")
 @click.option("--overwrite", is_flag=True, help="Start again and replace the output.")

@@ -171,7 +171,7 @@ def _ended(report: JobReport, manifest: Manifest, run: Callable[[], None]) -> st
 
 
 def _opened(plan: JobPlan, options: JobOptions) -> Manifest:
-    """The manifest: in the folder of the output or beside the file, else here, under a name that follows from the output."""
+    """The manifest: in the output's folder or beside its file, else here, under a name that follows from it."""
     kind, _, place = plan.output.partition(":")
     file = options.manifest
     if file is None and kind == "file":

@@ -16,11 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.client.access import find_access
-from embedmesh.client.bulk.refusals import Verdict, judge, wait_s
-from embedmesh.client.bulk.wire import BulkWire
-from embedmesh.client.refusals import Problem, read_problem
-from embedmesh.commands.bulk.client import BulkClient, Stopped
 from embedmesh.bulk.lines import (
     BATCH_BYTES_MAX,
     BOM,
@@ -31,8 +26,13 @@ from embedmesh.bulk.lines import (
     Refusal,
     Splitter,
 )
-from embedmesh.commands.bulk.report import RunReport
 from embedmesh.bulk.tables import CsvRecords, find_column
+from embedmesh.client.access import find_access
+from embedmesh.client.bulk.refusals import Verdict, judge, wait_s
+from embedmesh.client.bulk.wire import BulkWire
+from embedmesh.client.refusals import Problem, read_problem
+from embedmesh.commands.bulk.client import BulkClient, Stopped
+from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.endpoint import find_gateway
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError

@@ -1,4 +1,4 @@
-"""A job in the gateway's ledger: what `--budget` sets aside for a job of `embedmesh embed`, and gives back at its end."""
+"""A job in the gateway's ledger: what `--budget` sets aside for `embedmesh embed`, and gives back at the end."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ from embedmesh.bulk.manifest import Manifest
 from embedmesh.commands.account_client import AccountClient
 from embedmesh.commands.operator import ApiRefusal
 from embedmesh.commands.output import WrongUsage
-from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import JOB_S_MAX
 from embedmesh.rules.money import format_usd
 
@@ -58,7 +57,8 @@ class Budget:
         return None
 
     def _make(self, nanousd: int, texts_total: int | None) -> dict[str, Any]:
-        body: dict[str, Any] = {"budget_nanousd": nanousd, "expires_in_s": JOB_S_MAX, "name": self._name}  # within it a run again pays nothing twice
+        # Within a week the same command pays nothing twice.
+        body: dict[str, Any] = {"budget_nanousd": nanousd, "expires_in_s": JOB_S_MAX, "name": self._name}
         if texts_total is not None:
             body["texts_total"] = texts_total
         made: dict[str, Any] = self._account.post("jobs", body=body)
@@ -66,11 +66,9 @@ class Budget:
 
 
 def check_has_jobs(account: AccountClient, base_url: str) -> None:
-    """Raises WrongUsage where the server keeps no jobs."""
+    """Raises WrongUsage where the server keeps no jobs, SetupError where none answers."""
     try:
         account.get("jobs", limit=1)
-    except SetupError:  # an answer of another kind
-        raise WrongUsage(f"{base_url} {NO_JOBS}") from None
     except ApiRefusal as refusal:
         if refusal.code in NOT_THERE:
             raise WrongUsage(f"{base_url} {NO_JOBS}") from None

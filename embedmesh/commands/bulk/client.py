@@ -67,4 +67,3 @@ class BulkClient:
             raise stopped_by(error) from None
         refused = {at: Refusal(problem.code, problem.message) for at, problem in embedded.refused.items()}
         return [refused.get(at, vector) for at, vector in enumerate(embedded.vectors)]
-

@@ -1,4 +1,4 @@
-"""How many tokens texts have, where this machine has the model's tokenizer, and what a million cost: for `--dry-run`."""
+"""Tokens of texts, where this machine has the model's tokenizer, and what a million cost: for `--dry-run`."""
 
 import os
 from collections.abc import Sequence

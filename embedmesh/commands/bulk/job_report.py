@@ -100,10 +100,11 @@ class JobReport(logging.Handler):
             but = f", {done.refused:,} of them refused" if done.refused else ""
             click.echo(f"already complete: {done.texts:,} texts{but}", err=True)
         elif ended not in NOTHING_DONE:
-            in_all = "" if charged_nanousd is None else f"; charged for the job in all: {format_usd(charged_nanousd)}"
+            in_all = "" if charged_nanousd is None else f"; for the job in all {format_usd(charged_nanousd)}"
             click.echo(
-                f"{texts:,} texts in {seconds:.1f} s ({texts / max(seconds, 0.001):,.0f}/s): {texts - refused:,} embedded,"
-                f" {refused:,} refused, {self._tokens:,} tokens, {format_usd(cost)}{in_all}",
+                f"{texts:,} texts in {seconds:.1f} s ({texts / max(seconds, 0.001):,.0f}/s):"
+                f" {texts - refused:,} embedded, {refused:,} refused, {self._tokens:,} tokens,"
+                f" {format_usd(cost)}{in_all}",
                 err=True,
             )
 

@@ -20,9 +20,9 @@ import numpy as np
 import orjson
 from numpy.lib import format as npy_format
 
+from embedmesh.bulk.lines import OVERWRITE, LineBatch, Refusal
 from embedmesh.commands.bulk.checkpoint import Checkpoint, Settings, read_checkpoint, save_checkpoint
 from embedmesh.commands.bulk.client import Stopped, Vector
-from embedmesh.bulk.lines import OVERWRITE, LineBatch, Refusal
 from embedmesh.commands.output import WrongUsage
 
 OWN_COLUMNS = ("index", "embedding", "error")  # an input's own "index" stands in the place of the line's number

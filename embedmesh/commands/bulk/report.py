@@ -10,8 +10,8 @@ import rich.console
 import rich.progress
 import rich.text
 
-from embedmesh.commands.bulk.client import Vector
 from embedmesh.bulk.lines import LineBatch, Refusal
+from embedmesh.commands.bulk.client import Vector
 from embedmesh.commands.output import print_json
 from embedmesh.commands.progress import ProgressBar
 from embedmesh.rules.money import format_usd

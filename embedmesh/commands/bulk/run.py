@@ -4,8 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from embedmesh.commands.bulk.client import IN_FLIGHT_MAX, BulkClient, Vector
 from embedmesh.bulk.lines import Batches, LineBatch, Refusal
+from embedmesh.commands.bulk.client import IN_FLIGHT_MAX, BulkClient, Vector
 from embedmesh.commands.bulk.output import FileOutput, Stdout
 
 Sent = tuple[LineBatch, asyncio.Task[list[Vector | Refusal]]]

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
+from embedmesh.bulk.lines import LineBatch, Refusal
+from embedmesh.bulk.tables import pyarrow_here
 from embedmesh.commands.bulk.checkpoint import Settings
 from embedmesh.commands.bulk.client import Vector
-from embedmesh.bulk.lines import LineBatch, Refusal
 from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Stdout, kept_values
-from embedmesh.bulk.tables import pyarrow_here
 from embedmesh.commands.output import WrongUsage
 
 STREAM_END_BYTES = 8  # a mark and a length of nothing, which Arrow writes behind the last batch
