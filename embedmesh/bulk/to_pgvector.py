@@ -25,7 +25,7 @@ OWN_PARAMETERS = ("table", "id", "embedding", "text")  # of the address; the oth
 NAME_BYTES_MAX = 63  # PostgreSQL cuts longer ones, silently
 WIDTH_MAX = 16_000  # components that pgvector can keep
 JSON_TYPES = ("json", "jsonb")
-CONNECTION = {
+CONNECTION: dict[str, Any] = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
     "tcp_user_timeout": "60000",  # a server that has vanished ends an attempt, and not the night's run
@@ -164,7 +164,7 @@ class PgvectorSink:
     def _columns(
         self, connection: psycopg.Connection[Any], width: int, *, make: bool = True
     ) -> tuple[dict[str, TableColumn], int | None]:
-        """The table's columns by name, and its number. One that is missing is made, or has none where no width is known."""
+        """The table's columns by name, and its number. A missing one is made; it has none where no width is known."""
         schema, oid = self._extension(connection)
         self._vector_type = sql.Identifier(schema, "vector")
         if oid is None and width and make:
@@ -239,7 +239,7 @@ class PgvectorSink:
 
 
 def _copied(rows: dict[str, int], table: UnitTable, values: list[list[str | None]]) -> Iterator[bytes]:
-    """PostgreSQL's binary form of the rows: all fields are text, but for the vector, which pgvector reads big-endian."""
+    """The rows in PostgreSQL's binary form: fields are text, but for the vector, which pgvector reads big-endian."""
     width = table.vectors.shape[1]
     count, head = struct.pack(">h", 2 + len(values)), struct.pack(">ihh", 4 + 4 * width, width, 0)
     vectors = np.ascontiguousarray(table.vectors, ">f4")

@@ -1,4 +1,4 @@
-"""The sinks `qdrant:http://host:6333/docs` and `qdrant:FOLDER/docs`: points of the collection `docs`, found by their id.
+"""The sinks `qdrant:http://host:6333/docs` and `qdrant:FOLDER/docs`: points of the collection `docs`, found by id.
 
 The second is the client's own local mode: a folder that one process may have open.
 """

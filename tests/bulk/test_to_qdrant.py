@@ -48,7 +48,7 @@ def client() -> Any:
 
 @pytest.mark.parametrize("output", WRONG_OUTPUTS)
 def test_an_output_that_is_none_is_refused(output: str) -> None:
-    with pytest.raises(WrongUsage, match="must look like|QDRANT_API_KEY"):
+    with pytest.raises(WrongUsage, match=r"must look like|QDRANT_API_KEY"):
         QdrantSink(f"qdrant:{output}")
 
 
@@ -62,7 +62,7 @@ def test_points_are_there_once(client: Any, tmp_path: Path) -> None:
     """A missing collection is made; a unit that comes twice changes nothing; ids of any kind are found again."""
     sink = QdrantSink(f"qdrant:{tmp_path}/docs?text=body")
     sink.begin(resumed=False, overwrite=False, width=4)
-    ids = [7, "8", "doc-1", HAS_ID, "doc-1", "gone", None, -1]
+    ids: list[str | int | None] = [7, "8", "doc-1", HAS_ID, "doc-1", "gone", None, -1]
     table = table_of(*ids, key=ids, size=[2**70, float("nan"), b"\1", None, [1], 6, 7, {"a": "b"}])
     table.errors[5] = table.errors[6] = "context_length_exceeded: too long"
     for _ in range(2):
@@ -90,8 +90,9 @@ def test_a_folder_that_another_process_has_open(client: Any, tmp_path: Path) -> 
         "import sys; from qdrant_client import QdrantClient\n"
         "client = QdrantClient(path=sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], **pipes) as other:
+        assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "open\n"
         with pytest.raises(WrongUsage, match="Another process has the folder"):
             QdrantSink(f"qdrant:{tmp_path}/docs").begin(resumed=False, overwrite=False, width=4)
@@ -161,7 +162,7 @@ def test_a_server_that_is_busy_is_asked_again(client: Any, monkeypatch: pytest.M
 
 
 def test_a_key_that_is_refused_and_a_server_that_is_not_there(client: Any) -> None:
-    with scripted(401) as (output, _), pytest.raises(WrongUsage, match="HTTP 401 .* Is QDRANT_API_KEY right"):
+    with scripted(401) as (output, _), pytest.raises(WrongUsage, match=r"HTTP 401 .* Is QDRANT_API_KEY right"):
         QdrantSink(output).begin(resumed=False, overwrite=False, width=4)
     with pytest.raises(NothingListens, match="does not answer"):
         QdrantSink("qdrant:http://127.0.0.1:1/docs").begin(resumed=False, overwrite=False, width=4)
