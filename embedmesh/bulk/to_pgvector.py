@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import numpy as np
 import psycopg
@@ -71,14 +71,14 @@ class PgvectorSink:
 
     def __init__(self, output: str) -> None:
         """Raises WrongUsage; connects to nothing."""
-        parts = urlsplit(output.removeprefix("pgvector:"))
-        if parts.scheme not in ("postgresql", "postgres"):
+        server, _, query = output.removeprefix("pgvector:").partition("?")
+        if not server.startswith(("postgresql://", "postgres://")):
             raise WrongUsage(f"The output must look like {FORM}.")
-        given = parse_qsl(parts.query, keep_blank_values=True)
+        given = parse_qsl(query, keep_blank_values=True)
         own = {name: value for name, value in given if name in OWN_PARAMETERS}
         rest = urlencode([(name, value) for name, value in given if name not in own], quote_via=quote)
         try:
-            self._server = CONNECTION | conninfo.conninfo_to_dict(urlunsplit(parts._replace(query=rest)))
+            self._server = CONNECTION | conninfo.conninfo_to_dict(f"{server}?{rest}")
         except psycopg.ProgrammingError:
             raise WrongUsage(
                 f"PostgreSQL's client cannot read the output's address. It must look like {FORM}."
@@ -156,7 +156,7 @@ class PgvectorSink:
         schema, known, oid = connection.execute(EXTENSION, [self._name]).fetchone() or (None, False, None)
         if schema is None:
             install = (
-                "" if known else " Its server lacks pgvector: install that first (Debian: postgresql-15-pgvector)."
+                "" if known else " Its server lacks pgvector: install that first (package postgresql-NN-pgvector)."
             )
             raise WrongUsage(f"The database lacks pgvector. As its owner, run there: CREATE EXTENSION vector;{install}")
         return schema, oid

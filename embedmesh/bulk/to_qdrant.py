@@ -3,6 +3,7 @@
 The second is the client's own local mode: a folder that one process may have open.
 """
 
+import atexit
 import functools
 import os
 import threading
@@ -153,9 +154,11 @@ def _client(server: str, is_local: bool) -> Any:
         key = os.environ.get(KEY_VARIABLE)
         return QdrantClient(url=server, api_key=key, timeout=REQUEST_S, check_compatibility=False)
     try:
-        return QdrantClient(path=server, force_disable_check_same_thread=True)
+        client = QdrantClient(path=server, force_disable_check_same_thread=True)
     except RuntimeError:
         raise WrongUsage(
             f"Another process has the folder {server} open. Qdrant's local mode is for one process: end the other,"
             " use --engine local, or run a Qdrant server."
         ) from None
+    atexit.register(client.close)  # it complains where its own end comes later
+    return client

@@ -1,7 +1,11 @@
 """`embedmesh embed` into a database: killed and run again, each row is there once."""
 
 import json
+import re
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +14,13 @@ import psycopg
 import pytest
 
 from bench.rig.postgres import PostgresServer
+from embedmesh.bulk.sinks import job_output, sink_for
+from embedmesh.commands.embed import embed as embed_command
 from tests.commands.edge import Edge, bootstrap, start, vector_of
 from tests.commands.test_embed_process import wait_until
 from tests.commands.test_job import MANY, UNIT_TEXTS_MAX, jsonl
 from tests.commands.texts import Embed
+from tests.test_docs import ROOT
 
 
 @pytest.fixture
@@ -79,3 +86,25 @@ def test_what_cannot_go_there_is_refused_before_anything_is_paid(
         assert result.exit_code == 2 and words in result.stderr, result.output
         assert "hunter2" not in result.output
     assert edge.asked == []
+
+
+PAGES = [ROOT / "docs" / page for page in ("how-to/sinks.md", "tutorial/a-million-texts.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_can_be_given(page: Path) -> None:
+    """Each option and each output that they show is one."""
+    commands = re.findall(r"^\$ embedmesh embed (.+)", page.read_text("utf-8"), re.M)
+    assert commands
+    for command in commands:
+        given = embed_command.make_context("embed", shlex.split(command)).params
+        assert job_output(given["output"]) is not None
+        if ":" in given["output"]:
+            sink_for(given["output"])
+
+
+def test_the_texts_of_the_tutorial(tmp_path: Path) -> None:
+    program, reading = re.findall(r"```python\n(.+?)```", PAGES[1].read_text("utf-8"), re.S)
+    made = subprocess.run([sys.executable, "-c", program, "2100"], capture_output=True, check=True).stdout
+    assert [json.loads(line)["id"] for line in made.splitlines()] == [f"doc-{number}" for number in range(2_100)]
+    compile(reading, "reading", "exec")
