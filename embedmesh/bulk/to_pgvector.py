@@ -51,6 +51,8 @@ INSERT = (
     " (SELECT FROM {table} AS t WHERE t.{id} = s.k::{kind}) ORDER BY s.k ON CONFLICT ({id}) DO UPDATE SET {again}"
 )
 STAGED = sql.SQL("pg_temp.embedmesh_staged")
+# Else PostgreSQL guesses ten times the rows from the pages of vectors, and reads the whole table for each unit.
+ANALYZE = "ANALYZE pg_temp.embedmesh_staged (k)"
 COPY_HEAD, COPY_END, NULL = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff", b"\xff\xff\xff\xff"
 
 
@@ -135,6 +137,7 @@ class PgvectorSink:
             with connection.cursor().copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(STAGED)) as copy:
                 for data in _copied(rows, table, list(values.values())):
                     copy.write(data)
+            connection.execute(ANALYZE)
             for statement in (UPDATE, INSERT):
                 connection.execute(self._statement(statement, columns, list(values)))
         return str(oid)
