@@ -34,6 +34,8 @@ class PartFolder:
         """Raises WrongUsage where what it needs is not installed."""
         self._kind, _, folder = output.partition(":")
         self._encode = ENCODERS[self._kind]
+        self._remote: Any
+        self.folder: str
         self._remote, self.folder = file_system(folder.rstrip("/")) if "://" in folder else (None, folder)
         if self._kind == "parquet":
             pyarrow_here()
@@ -115,7 +117,8 @@ def _parquet(table: UnitTable) -> bytes:
     columns["embedding"] = arrow.ListArray.from_arrays(ends, values, mask=arrow.array(bad))
     columns["error"] = arrow.array(table.errors, arrow.string())
     into = BytesIO()
-    parquet.write_table(arrow.table(columns), into)
+    kept = [name for name in columns if name != "embedding"]
+    parquet.write_table(arrow.table(columns), into, use_dictionary=kept)  # no two vectors are alike
     return into.getvalue()
 
 

@@ -16,7 +16,7 @@ FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".jsonl": "jsonl
 ZIPPED = ".gz"  # of any but Parquet, which is compressed in itself
 
 
-class Opened(NamedTuple):
+class Source(NamedTuple):
     """An input. `size` is in bytes, if it is known; `mark`, of one at an address, changes where its content does."""
 
     file: BinaryIO
@@ -24,16 +24,16 @@ class Opened(NamedTuple):
     mark: str | None
 
 
-def open_source(name: str) -> Opened:
+def open_source(name: str) -> Source:
     """An input by its path or address. Raises WrongUsage."""
     try:
         if "://" not in name:
             path = Path(name)
-            return Opened(path.open("rb"), path.stat().st_size, None)
+            return Source(path.open("rb"), path.stat().st_size, None)
         system, path_there = file_system(name)
         info = system.info(path_there)
         mark = hashlib.sha256(str(system.ukey(path_there)).encode()).hexdigest()
-        return Opened(cast(BinaryIO, system.open(path_there, "rb")), info.get("size"), mark)
+        return Source(cast(BinaryIO, system.open(path_there, "rb")), info.get("size"), mark)
     except OSError as error:
         raise WrongUsage(f"{name} cannot be read ({error.strerror or type(error).__name__}).") from None
 

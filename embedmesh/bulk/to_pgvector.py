@@ -22,8 +22,8 @@ from embedmesh.bulk.usage import WrongUsage
 
 FORM = "pgvector:postgresql://user@host/database?table=docs"
 OWN_PARAMETERS = ("table", "id", "embedding", "text")  # of the address; the others are for PostgreSQL's client
-NAME_BYTES_MAX = 63  # PostgreSQL cuts longer ones, silently
-WIDTH_MAX = 16_000  # components that pgvector can keep
+IDENTIFIER_BYTES_MAX = 63  # PostgreSQL cuts longer ones, silently
+VECTOR_WIDTH_MAX = 16_000  # components that pgvector can keep
 JSON_TYPES = ("json", "jsonb")
 CONNECTION: dict[str, Any] = {
     "connect_timeout": "10",
@@ -92,8 +92,8 @@ class PgvectorSink:
         schema, _, table = own.get("table", "").rpartition(".")
         self._id, self._vector, self._text = own.get("id", "id"), own.get("embedding", "embedding"), own.get("text")
         for name in (table, self._id, self._vector, schema or "-"):
-            if not name or "\0" in name or len(name.encode()) > NAME_BYTES_MAX:
-                raise WrongUsage(f"The output must name a table, in at most {NAME_BYTES_MAX} bytes: {FORM}.")
+            if not name or "\0" in name or len(name.encode()) > IDENTIFIER_BYTES_MAX:
+                raise WrongUsage(f"The output must name a table, in at most {IDENTIFIER_BYTES_MAX} bytes: {FORM}.")
         self._table = sql.Identifier(schema, table) if schema else sql.Identifier(table)
         self._name = self._table.as_string(None)
 
@@ -179,8 +179,8 @@ class PgvectorSink:
         return columns, oid
 
     def _make(self, connection: psycopg.Connection[Any], width: int) -> None:
-        if width > WIDTH_MAX:
-            raise WrongUsage(f"pgvector keeps {WIDTH_MAX:,} components at most, not {width:,}. Use --dimensions.")
+        if width > VECTOR_WIDTH_MAX:
+            raise WrongUsage(f"pgvector keeps {VECTOR_WIDTH_MAX:,} components at most, not {width:,}. Use --dimensions.")
         make = sql.SQL("CREATE TABLE {} ({} text PRIMARY KEY, {} {}({}), error text, metadata jsonb)")
         names = (self._table, sql.Identifier(self._id), sql.Identifier(self._vector), self._vector_type, width)
         # Another worker may have made it just now.

@@ -1,4 +1,4 @@
-"""What callers say to a gateway about their own account's files and batches, with one of its API keys."""
+"""What callers say to a gateway about their own account's files, batches and jobs, with one of its API keys."""
 
 import functools
 from collections.abc import Callable

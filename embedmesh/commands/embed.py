@@ -70,6 +70,10 @@ lines are refused.
 --confidential seals every request, so that only a node of --node-identity can read its texts, and not the gateway. That
 file comes from the node's operator (node.identity.pub in its data directory), not from the gateway.
 
+With several inputs, an output that is a folder (OUT/) or a database, or --id, --engine or --budget, it runs a job:
+units of up to 2,048 texts, in any order, each with a part of its own. Stopped anywhere, the same command does the rest.
+With --budget nothing is paid twice, even so. Inputs and folders may be at s3://, gs:// or hf://.
+
 \b
 Examples:
   embedmesh embed texts.txt -o vectors.jsonl
@@ -81,6 +85,9 @@ Examples:
   zcat texts.gz | embedmesh embed - | head -1
   embedmesh embed q.txt -o q.jsonl --url https://host.example/v1 \\
       --api-key-file key.txt --input-type query
+  embedmesh embed part-*.parquet -o vectors/ --column body --dry-run
+  embedmesh embed part-*.parquet -o vectors/ --column body --budget 40
+  embedmesh embed a.jsonl b.jsonl -o whole.parquet --id id
   embedmesh embed private.txt -o v.npy --confidential \\
       --node-identity node.identity.pub
 

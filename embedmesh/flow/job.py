@@ -1,4 +1,4 @@
-"""A request that names a job: it is paid from the job's budget, once for its key; the same again is computed again, free.
+"""A request that names a job: its budget pays, once for each key; the same again is computed again, free.
 
 The work and its delivery are those of every request. What differs is the ledger that its bill sees.
 """
@@ -7,7 +7,7 @@ import msgspec
 
 from embedmesh.flow.bill import Bill, set_aside
 from embedmesh.flow.deliver import REPLAYED, Done, Request, reply_headers, work_under
-from embedmesh.flow.embed import Embeddings, EmbeddingsCall
+from embedmesh.flow.embed import Embedded, Embeddings, EmbeddingsCall
 from embedmesh.flow.idempotency import check_key
 from embedmesh.flow.operation import CanPay, Operation
 from embedmesh.flow.world import World
@@ -99,7 +99,7 @@ async def under_job(world: World, request: Request, tokens: int) -> Done:
     caller, call, head = request.caller, request.call, request.head
     assert isinstance(call, EmbeddingsCall) and head.job is not None and head.idempotency_key is not None
     bound = call.bound(world, caller, claimed=False)
-    if bound.free is not None:
+    if isinstance(bound.free, Embedded):  # no node, no debt
         return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
     claim = world.claim_of(head.idempotency_key, request.body)
     ledger = JobLedger(_jobs_of(world), head.job, len(call.counted.lengths), tokens, world.clock)

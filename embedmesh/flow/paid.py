@@ -199,7 +199,7 @@ def _spent_if_refused(world: World, caller: Caller, body: bytes) -> Iterator[Non
 
 
 def _spend_body(world: World, request: Request, tokens: int) -> None:
-    """The same where the money does not suffice for a request of which so many tokens were taken."""
+    """The same where the money does not suffice. `tokens` were taken already."""
     world.rate_limits.spend_tokens(request.caller, len(request.body) // BYTES_A_TOKEN - tokens)
 
 

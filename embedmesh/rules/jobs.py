@@ -1,4 +1,4 @@
-"""A job: a budget that is set aside once, from which requests are charged that name the job and have an Idempotency-Key.
+"""A job: a budget that is set aside once, from which requests with an Idempotency-Key are charged.
 
 Each key of a job is charged once, whatever dies on the way. The same request again is computed again, free of charge:
 replies are not kept. What is free is bounded by what was paid.
@@ -73,7 +73,7 @@ class StoredJob(msgspec.Struct, frozen=True):
 
 
 class KeyedRequest(msgspec.Struct, frozen=True):
-    """One attempt at a request of a job: its hold is a part of the job's tab, `tokens` are those that it is bound by."""
+    """One attempt at a request of a job. Its hold is a part of the job's tab; `tokens` were counted."""
 
     attempt: str
     hold: Hold

@@ -1,10 +1,12 @@
 """Jobs in the store: opened, found and closed by their account; their requests begun and ended by gateways."""
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 
 import msgspec
 
+from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold
 from embedmesh.rules.ids import first_id, new_id
 from embedmesh.rules.jobs import JobStatus, KeyedRequest, KeyedStart, NewJob, StoredJob
@@ -72,7 +74,11 @@ class StoredJobs:
         """
         job_id, since_id = new_id("job", self._clock), first_id("job", self._clock.unix_ms() - MS_PER_DAY)
         await self._place(lambda: OpenJob(job_id, new, since_id, self._undo))
-        return await self.find(new.account_id, job_id)
+        try:
+            return await self.find(new.account_id, job_id)
+        except (StoreUnavailable, asyncio.CancelledError):
+            self._undo(Hold(job_id, new.account_id, new.budget_nanousd, 0))
+            raise
 
     async def find(self, account_id: str, job_id: str) -> StoredJob:
         """Raises NotFound."""
@@ -150,7 +156,7 @@ class StoredJobs:
 
     # -- within
 
-    async def _count(self, statement: str, values: dict[str, object]) -> int:
+    async def _count(self, statement: str, values: Mapping[str, object]) -> int:
         return await self._write(lambda db, _: db.execute(JOBS_SQL[statement], values).rowcount)
 
     def _give_back(self, request: KeyedRequest, start: KeyedStart) -> None:

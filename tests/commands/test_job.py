@@ -5,6 +5,7 @@ import gzip
 import json
 import signal
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,33 @@ def test_one_file_is_made_of_the_parts(edge: Edge, embed: Embed, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))) == sorted(
         [out.name, f"{out.name}.manifest.jsonl"]
     )
+
+
+def test_inputs_and_outputs_at_addresses(
+    edge: Edge, embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By fsspec; the manifest is a local file. What has changed there is noticed."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.chdir(tmp_path)
+    there = fsspec.filesystem("memory")
+    there.pipe_file("/in/a.parquet", parquet_bytes(["one", "two"]))
+    there.pipe_file("/in/b.jsonl.gz", jsonl(tmp_path / "b.jsonl.gz", ["three"]).read_bytes())
+    command = ("memory://in/a.parquet", "memory://in/b.jsonl.gz", "-o", "parquet:memory://out")
+    try:
+        assert embed(*command).exit_code == 0
+        parts = sorted(path for path in there.ls("/out", detail=False) if "part-" in path)
+        rows = [row for path in parts for row in parquet.read_table(there.open(path)).to_pylist()]
+        check_rows(rows, ["one", "two", "three"])
+        assert "already complete" in embed(*command).stderr and len(edge.asked) == 2
+        there.pipe_file("/in/a.parquet", parquet_bytes(["one", "other"]))
+        assert "The input is not that of the job" in embed(*command).stderr
+        assert embed(*command, "--overwrite").exit_code == 0
+        assert len([path for path in there.ls("/out", detail=False) if "part-" in path]) == 2
+    finally:
+        there.rm("/", recursive=True)
+
+
+def parquet_bytes(texts: list[str]) -> bytes:
+    into = BytesIO()
+    parquet.write_table(pa.table({"text": texts}), into)
+    return into.getvalue()

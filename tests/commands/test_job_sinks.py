@@ -15,10 +15,11 @@ import pytest
 
 from bench.rig.postgres import PostgresServer
 from embedmesh.bulk.sinks import job_output, sink_for
+from embedmesh.bulk.units import UNIT_TEXTS_MAX
 from embedmesh.commands.embed import embed as embed_command
 from tests.commands.edge import Edge, bootstrap, start, vector_of
 from tests.commands.test_embed_process import wait_until
-from tests.commands.test_job import MANY, UNIT_TEXTS_MAX, jsonl
+from tests.commands.test_job import MANY, jsonl
 from tests.commands.texts import Embed
 from tests.test_docs import ROOT
 

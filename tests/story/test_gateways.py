@@ -138,30 +138,33 @@ def test_a_key_of_a_job_is_charged_once_over_both(pair: Endpoint) -> None:
     headers = {"Authorization": f"Bearer {key}"}
     job = httpx.post(f"{pair.base_url}/jobs", json={"budget_usd": "1"}, headers=headers, timeout=20).json()
 
-    def ask(unit: int) -> tuple[int, int]:
-        """On a connection of its own, again until it is answered: what it cost."""
+    def ask(unit: int) -> None:
+        """On a connection of its own, again until it is answered."""
         named = {"x-embedmesh-job": job["id"], "Idempotency-Key": f"unit-{unit}"}
-        until = time.monotonic() + 90  # a second try waits for a dead gateway's first one, or for its next start
-        while True:
+        until = (
+            time.monotonic() + 90
+        )  # a second try waits for the end of a dead gateway's first one, or for its next start
+        while time.monotonic() < until:
             try:
                 reply = post(pair, key, f"text {unit}", **named)
             except httpx.TransportError:
                 continue
             if reply.status_code == 200:
-                return unit, int(reply.headers["x-embedmesh-cost-nanousd"])
-            assert reply.status_code in (503, 504) and time.monotonic() < until, reply.text
+                return
+            assert reply.status_code in (503, 504), reply.text
             time.sleep(0.1)
+        raise AssertionError(f"no answer for {unit}")
 
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, number // 4) for number in range(160)]
         wait_until("a quarter is done", lambda: sum(each.done() for each in asked) >= 40, 60)
         os.kill(gateways(pair)[0], signal.SIGKILL)
-        costs = [each.result(120) for each in asked]
+        for each in asked:
+            each.result(120)
     wait_until("there are two again", lambda: len(gateways(pair)) == 2, 10)
     closed = httpx.post(f"{pair.base_url}/jobs/{job['id']}/cancel", headers=headers, timeout=20).json()
     assert (closed["status"], closed["requests"], closed["texts"]) == ("closed", 40, 40)
     assert closed["charged_nanousd"] == closed["tokens"] * 10
-    assert sum(cost > 0 for _, cost in costs) >= 40, "one that was told and not written down is charged once more"
     wait_until("nothing is held", lambda: command(pair, "accounts", "show", "local")[0]["held_nanousd"] == 0, 10)
     assert command(pair, "ledger", "check")["ok"]
 

@@ -64,9 +64,9 @@ JOB = {
     "name": JOB_HEADER,
     "in": "header",
     "required": False,
-    "description": "The job (see `POST /v1/jobs`) whose budget pays for the request, instead of the account's balance. With it "
-    "an `Idempotency-Key` is needed, and is one of the job: it is charged once, and the same request again is computed "
-    "again, free.",
+    "description": "The job (see `POST /v1/jobs`) whose budget pays for the request, instead of the account's balance. "
+    "It needs an `Idempotency-Key`, which is one of the job: it is charged once, and the same request again is "
+    "computed again, free.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 64},
     "example": "job_019aa0b4c0de7b62a1f0c3d4e5f60718",
 }

@@ -153,5 +153,5 @@ class JobsApi(Api):
 def _budget_of(body: NewJobRequest) -> int:
     """In nano-USD. Raises InvalidValue."""
     if (body.budget_usd is None) == (body.budget_nanousd is None):
-        raise InvalidValue("Give the budget once: `budget_usd` as in \"12.50\", or `budget_nanousd`.", param="budget_usd")
+        raise InvalidValue('Give the budget once: `budget_usd` as in "12.50", or `budget_nanousd`.', param="budget_usd")
     return parse_usd(body.budget_usd) if body.budget_usd is not None else body.budget_nanousd or 0

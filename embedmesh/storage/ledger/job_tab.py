@@ -1,7 +1,7 @@
 """The money of jobs: a tab of its own for each, its budget; a row for each key, first under way, then charged, once.
 
-A row that is under way is to a job what a hold is to an account: its amount is set aside of the budget until its attempt
-ends it, or its deadline passes. All writes about a job lock its account, so that they see each other.
+A row that is under way is to a job what a hold is to an account: its amount is set aside of the budget until its
+attempt ends it, or its deadline passes. All writes about a job lock its account, so that they see each other.
 """
 
 import logging
@@ -33,7 +33,7 @@ from embedmesh.storage.ledger.settle_tab import Delivered, SettleTab, settle
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows, later_ids
 from embedmesh.storage.sql import JOBS_SQL
 
-AGAIN_S = 60.0  # when to try again while an account has too many jobs
+TOO_MANY_AGAIN_S = 60.0  # when to try again while an account has too many jobs
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ class OpenJob(PlaceHold):
         ((mine, today),) = db.execute(JOBS_SQL["count_jobs"], values).fetchall()
         if mine >= JOBS_OPEN_OF_ACCOUNT_MAX:
             words = f"An account may have {JOBS_OPEN_OF_ACCOUNT_MAX} jobs that are not over. Cancel one."
-            self._too_many = RateLimited(words, retry_after_s=AGAIN_S)
+            self._too_many = RateLimited(words, retry_after_s=TOO_MANY_AGAIN_S)
         elif today >= JOBS_OF_ACCOUNT_A_DAY_MAX:
             words = f"An account may make {JOBS_OF_ACCOUNT_A_DAY_MAX:,} jobs in 24 hours. Put more texts in each."
-            self._too_many = RateLimited(words, retry_after_s=AGAIN_S)
+            self._too_many = RateLimited(words, retry_after_s=TOO_MANY_AGAIN_S)
         else:
             self._placed_ids = later_ids(db, JOBS_SQL["open_job_tab"], values)
             db.execute(JOBS_SQL["create_job"], values)

@@ -6,17 +6,12 @@ SELECT
     (SELECT count(*) FROM jobs WHERE account_id = :account_id AND job_id > :since_id);
 
 -- name: open_job_tab
--- Set the budget of a job aside. Nothing where the account does not cover it, or a budget, or its key was revoked.
+-- Set the budget of a job aside. Nothing where the account does not cover it, or a budget.
 INSERT INTO tabs (tab_id, account_id, key_id, owner, amount, opened_ms, deadline_ms)
 SELECT
     CAST(:job_id AS TEXT), account_id, key_id, CAST(:job_id AS TEXT), CAST(:amount AS BIGINT), CAST(:now_ms AS BIGINT),
     CAST(:now_ms AS BIGINT) + CAST(:lasts_ms AS BIGINT) + CAST(:grace_ms AS BIGINT)
-FROM keys WHERE key_id = :key_id AND account_id = :account_id AND NOT EXISTS (
-    SELECT 1 FROM (
-        SELECT CAST(:key_id AS TEXT) AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = :key_id
-    ) AS all_counted JOIN keys AS bad ON bad.key_id = counted
-    WHERE bad.revoked_ms IS NOT NULL
-)
+FROM keys WHERE key_id = :key_id AND account_id = :account_id
 RETURNING tab_id;
 
 -- name: create_job
