@@ -23,7 +23,7 @@ from embedmesh.bulk.usage import WrongUsage
 FORM = "pgvector:postgresql://user@host/database?table=docs"
 OWN_PARAMETERS = ("table", "id", "embedding", "text")  # of the address; the others are for PostgreSQL's client
 IDENTIFIER_BYTES_MAX = 63  # PostgreSQL cuts longer ones, silently
-VECTOR_WIDTH_MAX = 16_000  # components that pgvector can keep
+COMPONENTS_MAX = 16_000  # components that pgvector can keep
 JSON_TYPES = ("json", "jsonb")
 CONNECTION: dict[str, Any] = {
     "connect_timeout": "10",
@@ -179,8 +179,8 @@ class PgvectorSink:
         return columns, oid
 
     def _make(self, connection: psycopg.Connection[Any], width: int) -> None:
-        if width > VECTOR_WIDTH_MAX:
-            raise WrongUsage(f"pgvector keeps {VECTOR_WIDTH_MAX:,} components at most, not {width:,}. Use --dimensions.")
+        if width > COMPONENTS_MAX:
+            raise WrongUsage(f"pgvector keeps {COMPONENTS_MAX:,} components at most, not {width:,}. Use --dimensions.")
         make = sql.SQL("CREATE TABLE {} ({} text PRIMARY KEY, {} {}({}), error text, metadata jsonb)")
         names = (self._table, sql.Identifier(self._id), sql.Identifier(self._vector), self._vector_type, width)
         # Another worker may have made it just now.
