@@ -40,7 +40,7 @@ class PartFolder:
         if self._kind == "parquet":
             pyarrow_here()
 
-    def begin(self, *, resumed: bool, overwrite: bool) -> None:
+    def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
         """Make the folder, and empty it of the parts of other jobs."""
         if self._remote is None:
             Path(self.folder).mkdir(parents=True, exist_ok=True)

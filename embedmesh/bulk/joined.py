@@ -30,11 +30,11 @@ class JoinedFile:
             _lance()
         self._parts = PartFolder(f"{kind}:{self._target}.parts")
 
-    def begin(self, *, resumed: bool, overwrite: bool) -> None:
+    def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
         """Make the folder of parts."""
         if not resumed and not overwrite and self._target.exists():
             raise WrongUsage(f"{self._target} exists. Choose another --output, or --overwrite it.")
-        self._parts.begin(resumed=resumed, overwrite=overwrite)
+        self._parts.begin(resumed=resumed, overwrite=overwrite, width=width)
 
     def write(self, unit: JobUnit, table: UnitTable) -> str:
         """As a folder's."""

@@ -38,9 +38,10 @@ class Sink(Protocol):
         """
         ...
 
-    def begin(self, *, resumed: bool, overwrite: bool) -> None:
+    def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
         """Called by the driver before the first unit. `resumed`: the job goes on; else `overwrite` what is there.
 
+        `width` is that of the vectors, if it is known before the first one.
         Raises WrongUsage where the output cannot be used, or holds what another job may want.
         """
         ...

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import msgspec
 
 from embedmesh.bulk.engines import engine_for
@@ -24,10 +25,12 @@ from embedmesh.commands.bulk.budget import Budget, check_has_jobs
 from embedmesh.commands.bulk.job_report import JobReport
 from embedmesh.commands.endpoint import GatewayAccess, find_gateway
 from embedmesh.commands.output import CommandResult, WrongUsage
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import cost_nanousd, format_usd
 
 MANIFEST_NAME = "_manifest.jsonl"  # readers of folders of Parquet pass over names that begin with an underscore
 FOLDER_SINKS = ("parquet", "jsonl", "npy")
+DATABASES = ("pgvector:", "qdrant:")
 NAME_HEX = 16  # of a manifest that has no folder to lie in
 
 
@@ -80,9 +83,12 @@ def embed_as_job(inputs: tuple[str, ...], output: str, given: dict[str, Any]) ->
 
 
 def _run(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: GatewayAccess) -> str:
+    if plan.output.startswith(DATABASES) and plan.ids is None:  # row numbers would replace rows of other inputs
+        raise WrongUsage("A database finds rows by their id: name the input's column of ids with --id.")
     sink, run_units = sink_for(plan.output), engine_for(options.engine or "local")
     with closing(_opened(plan, options)) as manifest:
-        sink.begin(resumed=not manifest.is_new, overwrite=options.overwrite or manifest.is_leftover)
+        overwrite = options.overwrite or manifest.is_leftover
+        sink.begin(resumed=not manifest.is_new, overwrite=overwrite, width=_width(plan, access))
         budget = _budget(manifest, options, access)
         manifest.begin()
         with JobReport(manifest, plan.output, _size(inputs)) as report:
@@ -98,6 +104,16 @@ def _run(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: Ga
         charged = budget.close() if budget is not None and ended == "finished" else None
         report.summary(ended, options.as_json, charged)
         return "refused rows" if ended == "finished" and manifest.refused else ended
+
+
+def _width(plan: JobPlan, access: GatewayAccess) -> int | None:
+    """Of the vectors, if the server tells: a database that cannot take them is then refused before anything is paid."""
+    if plan.width is not None or not plan.output.startswith(DATABASES):
+        return plan.width
+    try:
+        return int(account_client(access).get("models", str(plan.fields["model"]))["width"]) or None
+    except (click.ClickException, SetupError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _estimated(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: GatewayAccess) -> CommandResult:
