@@ -190,3 +190,21 @@ async def test_a_body_that_drips_is_given_up_and_one_that_comes_is_not(monkeypat
             assert status == 200 or time.monotonic() - began < 10
             writer.close()
     assert taken.bugs == 0
+
+
+async def test_time_that_the_server_takes_is_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is slow, or other uploads before this one: the caller has sent all of it long ago."""
+
+    class Slow(Taken):
+        async def take(self, asked: web.BaseRequest) -> web.StreamResponse:
+            size = 0
+            async for each in form_parts(asked, LIMIT):
+                async for piece in each.pieces:
+                    size += len(piece)
+                    await asyncio.sleep(0.1)
+            return json_reply(size)
+
+    monkeypatch.setattr(multipart, "REQUEST_BODY_S", 0.2)
+    monkeypatch.setattr(multipart, "UPLOAD_BYTES_A_SECOND_MIN", 10**9)
+    reply = await ask(part("file", bytes(200_000), filename="a") + END, Slow())
+    assert (reply.status, reply.body) == (200, b"200000")
