@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from embedmesh.flow.operation import Operation
+from embedmesh.flow.operation import Bound, Operation
 from embedmesh.flow.world import World
 from embedmesh.jobs.endpoints import CountedLine, at_prices, counted_line, prices_now
 from embedmesh.jobs.lines import BadLine, BatchLine, FoundLine, LineFinder, model_named, read_line
@@ -141,13 +141,13 @@ class Validation:
 
     async def _count(self, found: FoundLine, line: BatchLine) -> None:
         assert found.data is not None
-        tokens, reply_bytes, counted = 0, 0, await self._counted(line)
-        if counted is not None:
+        tokens = reply_bytes = 0
+        if (both := await self._counted(line)) is not None:
+            counted, bound = both
             self._inputs += counted.inputs
             if self._inputs > self._terms.inputs_max:
                 message = f"All lines together have more than {self._terms.inputs_max:,} inputs. Split the file."
                 raise BadFile(LineError("too_many_inputs", message, found.row), total=self._lines)
-            bound = counted.call.bound(self._world, self._caller, claimed=True)
             self._amount += bill_nanousd(bound.metered)
             tokens, reply_bytes = counted.tokens, counted.call.reply_bytes_max
         size = reply_bytes + FRAME_BYTES + 6 * len(line.custom_id)
@@ -155,11 +155,12 @@ class Validation:
         self._cutter.add(found.start, len(found.data), tokens, size)
         await self._add()
 
-    async def _counted(self, line: BatchLine) -> CountedLine | None:
+    async def _counted(self, line: BatchLine) -> tuple[CountedLine, Bound] | None:
         """None for a request that will be refused."""
         while True:
             try:
-                return await counted_line(self._world, self._operation, self._caller, line.body)
+                counted = await counted_line(self._world, self._operation, self._caller, line.body)
+                return counted, counted.call.bound(self._world, self._caller, claimed=True)
             except Overloaded:
                 await asyncio.sleep(COUNT_AGAIN_S)
             except Failure:
