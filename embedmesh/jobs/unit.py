@@ -204,6 +204,8 @@ class UnitWork:
         """
         account_id, size = self._caller.account_id, counted.call.reply_bytes_max
         while True:
+            if self._stopping.code:
+                raise StoppedLine
             began = self._stopping.future()
             begin = partial(_tell, began)
             turn = self._leftover.wait(account_id, counted.call.model, counted.tokens, begin, again=again)

@@ -232,7 +232,6 @@ class BatchWork:
         )
         return await again(lambda: self._batches.finish(self._lease, output, errors, failed=failed))
 
-
     async def _do_again(self, unit: BatchUnit) -> list[LineResult]:
         """The results of a unit that was paid, once more, and free. Raises ContentsLost."""
         late = asyncio.get_running_loop().call_later(LOST_S, self._lost.stop, "results_lost")
