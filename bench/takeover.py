@@ -1,5 +1,5 @@
-"""Two gateways with a node each on one PostgreSQL, as on two machines; the one that works on a batch is killed, with all
-that is its: `python -m bench.takeover [--rounds N] [--json]`.
+"""Two gateways with a node each on one PostgreSQL, as on two machines; the one that works on a batch is killed, with
+all that is its: `python -m bench.takeover [--rounds N] [--json]`.
 
 The other one must go on within ON_S_MAX, and at the end every line is there once, and is charged once.
 Exit code 0 only if all of it holds.

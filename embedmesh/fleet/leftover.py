@@ -5,8 +5,8 @@ a turn only while no request waits for a node of its model. How much of it a nod
 whether anybody else has been there lately: then it is a slice so short that a request which comes meanwhile is hardly
 delayed, and only while the node has nothing else to do; else as much as keeps the node busy.
 
-Work that is larger than that is for as many tokens as its turn was given; for the others it waits for its next turn (see
-`slices`).
+Work that is larger than that has its turn for as many tokens as it was given, and waits for its next turn with the
+others (see `slices`).
 
 This code never waits: it calls back, and takes time as an argument.
 """

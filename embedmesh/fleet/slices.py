@@ -1,7 +1,7 @@
 """A request at low priority that is too large for one turn: each turn gives out as many of its inputs as it is for.
 
-Nothing else of it waits in the scheduler meanwhile. So a line of a batch with two thousand inputs delays others no longer
-than a line with one.
+Nothing else of it waits in the scheduler meanwhile. So a line of a batch with two thousand inputs delays others no
+longer than a line with one.
 """
 
 from embedmesh.fleet.leftover import Leftover, NodeTurn, PatientFleet

@@ -175,7 +175,9 @@ class FileStore:
         span = (middle, middle + segment.error_bytes) if errors else (0, middle)
         if span[0] == span[1]:
             return
-        async with aclosing(self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)) as parts:
+        async with aclosing(
+            self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
+        ) as parts:
             async for part in parts:
                 yield part
 

@@ -264,8 +264,8 @@ class LineNotDone(msgspec.Struct):
 WHY_NOT_DONE = {
     "batch_cancelled": "The batch was cancelled before this line was done. It costs nothing.",
     "batch_expired": "The batch's time was over before this line was done. It costs nothing. Send it again.",
-    "results_lost": "The result of this line was lost on the gateway's disk, and could not be made again. If the batch's usage "
-    "counts it, it was charged: ask the operator for a credit, and send it again.",
+    "results_lost": "The result of this line was lost on the gateway's disk, and could not be made again in time. If "
+    "the line was answered, it was charged: ask the operator for a credit, and send it again.",
 }
 
 

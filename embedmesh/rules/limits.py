@@ -53,7 +53,7 @@ REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its
 
 # -- how much may be under way at one time (gateway/)
 
-ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, and of `/v1/batches`, until their replies are read; the largest replies have two megabytes
+ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, or of batches, until their replies are read; the largest have two megabytes
 PAGE_REPLIES_MAX = 64  # of `/docs` and `/openapi.json`, about 100 kB each, until they are read
 BOOKS_WAITING_MAX = 64  # calls to the books; each takes a few milliseconds
 BOOKS_ANSWER_S = 5.0  # how long a call to the books may take, its wait included

@@ -116,7 +116,9 @@ async def node_of(gw: Gateway, folder: Path, *models: str) -> AsyncIterator[None
     """A node, played by hand, of all models or of some."""
     path = str(folder / "batch-node.sock")
     server = await asyncio.start_unix_server(answer, path)
-    gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), models or [model.id for model in CATALOGUE.models])
+    gw.registry.answered_right(
+        gw.registry.add(Node("n0", f"unix:{path}")), models or [model.id for model in CATALOGUE.models]
+    )
     gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), Load()))
     try:
         yield
@@ -348,10 +350,11 @@ async def test_another_gateway_goes_on_where_one_has_stopped(
 
 # -- what others do --------------------------------------------------------------------------------------------------
 
+
 async def test_batches_that_wait_do_not_keep_those_of_others_from_beginning(
     gw: Gateway, caller: Batcher, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as a gateway works on at one time, all of one account, for a model that has no node: perhaps for a day."""
+    """As many as a gateway works on at one time, all of one account, for a model without a node: perhaps for a day."""
     monkeypatch.setattr(runner_module, "BATCHES_OF_GATEWAY_MAX", 6)
     monkeypatch.setattr(gw.runner, "_room", Shares(6))
     account = f"crowd-{os.urandom(4).hex()}"

@@ -185,5 +185,5 @@ async def test_a_bug_that_a_line_meets_stops_no_batch(
 
 
 async def test_a_sum_that_no_account_can_have_fails_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "AMOUNT_MAX_NANOUSD", 10)
+    monkeypatch.setattr(validate, "AMOUNT_MAX_NANOUSD", 1)
     assert await errors_of(line(1) + line(2)) == [("amount_too_large", None, None)]

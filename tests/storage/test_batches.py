@@ -19,7 +19,12 @@ from embedmesh.rules.batches import (
 from embedmesh.rules.errors import InsufficientQuota, InternalError, NotFound, Overloaded, RateLimited, StoreUnavailable
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Hold
-from embedmesh.rules.limits import BATCH_GRACE_S, BATCHES_OF_ACCOUNT_A_DAY_MAX, BATCHES_OPEN_OF_ACCOUNT_MAX, BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX
+from embedmesh.rules.limits import (
+    BATCH_GRACE_S,
+    BATCHES_OF_ACCOUNT_A_DAY_MAX,
+    BATCHES_OPEN_OF_ACCOUNT_MAX,
+    BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX,
+)
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage import batches
 from embedmesh.storage.books.keys import Limits
