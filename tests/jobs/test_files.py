@@ -134,15 +134,17 @@ async def test_a_file_is_bounded(files: FileStore, shop: Shop) -> None:
     assert len(on_disk(shop)) == 1
 
 
-async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, shop: Shop) -> None:
-    """Each alone would fit: the last to come is refused, and leaves nothing."""
-    writers = [await create(files, kept_max=1_000) for _ in range(3)]
+async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, store: Store, shop: Shop) -> None:
+    """Each alone would fit, and each gateway counts its own only: the last to come is refused, and leaves nothing."""
+    other = FileStore(shop.folder / "files", store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0))
+    writers = [await create(gateway, kept_max=1_000) for gateway in (files, other, files)]
     for writer in writers:
         await writer.write(bytes(400))
     done = await asyncio.gather(*(writer.commit() for writer in writers), return_exceptions=True)
     assert sorted(type(each).__name__ for each in done) == ["FileRow", "FileRow", "TooMuchKept"]
     assert len(on_disk(shop)) == 2
     assert (await files.rows.kept("a")).bytes == 800
+    await other.close()
 
 
 async def test_no_account_takes_all_uploads(files: FileStore, shop: Shop) -> None:

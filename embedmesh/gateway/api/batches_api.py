@@ -209,6 +209,8 @@ class BatchesApi(Api):
         expiry = body.output_expires_after
         if caller.models is not None:
             await self._check_model(caller, body.input_file_id, body.endpoint)
+        if not body.input_file_id.isprintable():  # PostgreSQL takes no NUL
+            raise NotFound("There is no such file with the purpose batch.", param="input_file_id")
         batch = await self._batches.create(
             NewBatch(
                 account_id=caller.account_id,
