@@ -136,7 +136,9 @@ async def test_a_file_is_bounded(files: FileStore, shop: Shop) -> None:
 
 async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, store: Store, shop: Shop) -> None:
     """Each alone would fit, and each gateway counts its own only: the last to come is refused, and leaves nothing."""
-    other = FileStore(shop.folder / "files", store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0))
+    other = FileStore(
+        shop.folder / "files", store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0)
+    )
     writers = [await create(gateway, kept_max=1_000) for gateway in (files, other, files)]
     for writer in writers:
         await writer.write(bytes(400))
