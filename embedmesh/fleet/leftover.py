@@ -25,7 +25,9 @@ from embedmesh.rules.forwarding import Asker, Part, Ticket
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
 
-SLICE_S = 0.004  # of a node's time, while others are there: about as long as a short request itself takes
+SLICE_S = (
+    0.004  # of a node's time, while others are there, calls' fixed cost included: as long as a short request takes
+)
 WINDOW_S = 0.1  # of a node's time, while nobody else is there: as the scheduler's own window for short requests
 PARTS_SHARE = 0.75  # of the parts that a node may have: the others are for those who come
 STARVED_S = 1.0  # without any turn, after which one slice is had though others work: slow is not stuck
@@ -174,17 +176,18 @@ class Leftover:
         fit, taken = node.load.fit, self._taken.get(node.node_id, _Taken())
         if now < node.paused_until or (node.trial and (taken.turns or node.load.parts)):
             return None
-        slice_tokens = int((SLICE_S if polite else PART_S) / fit.per_token_s)
-        tokens = min(turn.tokens, max(slice_tokens, 1 if polite else PART_TOKENS_MIN))
+        ahead = max(node.load.tokens, taken.tokens)
+        slice_tokens = int((SLICE_S - fit.seconds(taken.turns + 1, ahead)) / fit.per_token_s)  # that are left of one
+        tokens = min(
+            turn.tokens, max(1, slice_tokens) if polite else max(PART_TOKENS_MIN, int(PART_S / fit.per_token_s))
+        )
         if not taken.turns and (not node.load.parts or starved):
             return node, tokens
         if max(node.load.parts, taken.turns) >= PARTS_SHARE * node.in_flight_max:
             return None
-        if polite and node.load.parts > taken.turns:
-            return None  # somebody else's request is there
-        limit_s = SLICE_S if polite else WINDOW_S
-        if not polite and tokens < turn.tokens:
-            limit_s = 2 * tokens * fit.per_token_s  # one part that runs, one that waits
+        if polite:  # while nobody else's request is there, what fits the slice with what it has already
+            return (node, tokens) if node.load.parts <= taken.turns and turn.tokens <= slice_tokens else None
+        limit_s = WINDOW_S if tokens == turn.tokens else 2 * tokens * fit.per_token_s  # one that runs, one that waits
         return (node, tokens) if ahead_s + tokens * fit.per_token_s <= fit.fixed_s + limit_s else None
 
     def _ahead_s(self, node: Node) -> float:
