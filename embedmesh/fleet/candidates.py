@@ -71,7 +71,7 @@ def candidates_of(nodes: Sequence[Node], freed: Node | None, now: float, dice: D
 
 
 def expected_s(nodes: Sequence[Node], queued_tokens: int | None, tokens: int, now: float, dice: Dice) -> float:
-    """When some nodes would be done with so many more tokens, in seconds; None for a queue that is empty."""
+    """When nodes would be done with more tokens, in seconds from now. `queued_tokens` is None for an empty queue."""
     if queued_tokens is None and tokens <= WHOLE_TOKENS_MAX:
         any_s = Candidate(nodes[0], now).finish_s(tokens, True)
         if any_s <= SOON_S:

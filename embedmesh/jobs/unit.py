@@ -198,7 +198,7 @@ class UnitWork:
             world.replies.give_back(caller.account_id, size)
 
     async def _turn(self, counted: CountedLine, *, again: bool) -> tuple[NodeTurn, int]:
-        """A turn, and so many bytes of room for the reply. Raises StoppedLine.
+        """A turn, and the bytes of room that were taken for the reply. Raises StoppedLine.
 
         The room is taken last: what waits for a turn, perhaps for hours, leaves it to requests of the same account.
         """

@@ -15,8 +15,8 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
+from embedmesh.jobs import finish, validate, work
 from embedmesh.jobs import runner as runner_module
-from embedmesh.jobs import validate, work
 from embedmesh.jobs.files import FileStore
 from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.money import cost_nanousd
@@ -575,7 +575,7 @@ async def test_results_that_are_lost_on_the_disk_are_made_again_and_paid_once(
     """Two units of four lines; the results of the first are lost before the batch ends. What cannot be made says so."""
     monkeypatch.setattr(validate, "UNIT_LINES_MAX", 4)
     monkeypatch.setattr(work, "LOST_S", within_s)
-    write = work.write_outputs
+    write = finish.write_outputs
 
     async def write_outputs(batches: Any, files: FileStore, lease: Any, batch: Any, *more: Any) -> Any:
         (first, *_) = await batches.done_units(lease, limit=1)

@@ -8,7 +8,7 @@ import pytest
 
 from embedmesh.fleet.leftover import Leftover
 from embedmesh.flow.world import World
-from embedmesh.jobs import lines, validate
+from embedmesh.jobs import endpoints, lines, validate
 from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
 from embedmesh.rules.batches import BatchPlan, BatchUnit
@@ -171,7 +171,7 @@ async def test_a_bug_that_a_line_meets_stops_no_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It would be validated again and again, for a day. The line fails when its turn comes."""
-    counted = validate.counted_line
+    counted = endpoints.counted_line
 
     async def broken(world: Any, operation: Any, caller: Any, body: bytes) -> Any:
         if b"secret" in body:
