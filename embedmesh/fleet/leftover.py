@@ -177,7 +177,7 @@ class Leftover:
         if now < node.paused_until or (node.trial and (taken.turns or node.load.parts)):
             return None
         ahead = max(node.load.tokens, taken.tokens)
-        slice_tokens = int((SLICE_S - fit.seconds(taken.turns + 1, ahead)) / fit.per_token_s)  # that are left of one
+        slice_tokens = int(max(SLICE_S - fit.fixed_s, SLICE_S / 2) / fit.per_token_s) - ahead  # that are left of one
         tokens = min(
             turn.tokens, max(1, slice_tokens) if polite else max(PART_TOKENS_MIN, int(PART_S / fit.per_token_s))
         )
