@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from embedmesh.fleet.candidates import sample_of
+from embedmesh.fleet.candidates import SOON_S, sample_of
 from embedmesh.fleet.choose import Option, Policy, choose
 from embedmesh.fleet.fair_queue import FairQueue
 from embedmesh.fleet.registry import Node, Registry
@@ -15,7 +15,6 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Dice
 
 FIRST = (0,)
-SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
 
 
 class AtOnce:

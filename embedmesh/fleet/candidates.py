@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from embedmesh.fleet.registry import Node
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.ports import Dice
 
 FULL_SCAN_NODES_MAX = 100  # with more, a sample is nearly as good, and its cost does not grow
 SAMPLE_NODES = 16  # random ones, beside the node that has just become free
+SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
 
 
 class Candidate:
@@ -66,3 +68,17 @@ def sample_of(nodes: Sequence[Node], freed: Node | None, dice: Dice) -> Sequence
 def candidates_of(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Candidate]:
     """The nodes of one decision; see `sample_of`."""
     return [Candidate(node, now) for node in sample_of(nodes, freed, dice)]
+
+
+def expected_s(nodes: Sequence[Node], queued_tokens: int | None, tokens: int, now: float, dice: Dice) -> float:
+    """When nodes would be done with more tokens, in seconds from now. `queued_tokens` is None for an empty queue."""
+    if queued_tokens is None and tokens <= WHOLE_TOKENS_MAX:
+        any_s = Candidate(nodes[0], now).finish_s(tokens, True)
+        if any_s <= SOON_S:
+            return any_s
+    candidates = candidates_of(nodes, None, now, dice)
+    alone_s = min(candidate.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for candidate in candidates)
+    if queued_tokens is None:
+        return alone_s
+    all_tokens_per_s = sum(candidate.tokens_per_s for candidate in candidates) * len(nodes) / len(candidates)
+    return max(alone_s, (queued_tokens + tokens) / all_tokens_per_s)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from embedmesh.fleet.admission import check_admission
-from embedmesh.fleet.at_once import SOON_S, AtOnce
-from embedmesh.fleet.candidates import Candidate, candidates_of
+from embedmesh.fleet.at_once import AtOnce
+from embedmesh.fleet.candidates import Candidate, candidates_of, expected_s
 from embedmesh.fleet.choose import Policy, choose_candidate, fastest
 from embedmesh.fleet.fair_queue import FairQueue, size_of
 from embedmesh.fleet.look_again import CallLater, LookAgain
@@ -21,14 +21,9 @@ from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.retries import Retries, had_begun
 from embedmesh.fleet.running import Running
-from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, stays_whole
+from embedmesh.fleet.spread import cut, in_order, stays_whole
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import (
-    InvalidValue,
-    NodeFailure,
-    NodeTooSlow,
-    Overloaded,
-)
+from embedmesh.rules.errors import InvalidValue, NodeFailure, NodeTooSlow, Overloaded
 from embedmesh.rules.forwarding import Asker, Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock, Dice
@@ -89,18 +84,8 @@ class Scheduler:
         nodes = self.registry.ready(model.id)
         if not nodes:
             return None
-        now = self._clock.monotonic()
         queue = self._queues.get(model.id)
-        if queue is None and tokens <= WHOLE_TOKENS_MAX:
-            any_s = Candidate(nodes[0], now).finish_s(tokens, True)
-            if any_s <= SOON_S:
-                return any_s
-        candidates = candidates_of(nodes, None, now, self._dice)
-        alone_s = min(candidate.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for candidate in candidates)
-        if queue is None:
-            return alone_s
-        all_tokens_per_s = sum(candidate.tokens_per_s for candidate in candidates) * len(nodes) / len(candidates)
-        return max(alone_s, (queue.tokens + tokens) / all_tokens_per_s)
+        return expected_s(nodes, None if queue is None else queue.tokens, tokens, self._clock.monotonic(), self._dice)
 
     def enter(
         self,
@@ -119,6 +104,20 @@ class Scheduler:
         request.taken[part] = request.remainders.pop()
         asker.take(part)
         return request
+
+    def open(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> QueuedRequest:
+        """A request of which nothing is given out yet: take its inputs from it, and give out some `more` each time."""
+        self.retries.budget.request(self._clock.monotonic())
+        return self._request(model, counted, account_id, asker, frozenset())
+
+    def more(self, request: QueuedRequest, rows: tuple[int, ...], tokens: int) -> None:
+        """Give out some inputs of an open request, too."""
+        request.remainders.append(Remainder(rows, tokens))
+        if len(request.remainders) > 1:  # it waits already
+            self._queues[request.model_id].add(request, tokens)
+            self.assign()
+        else:
+            self._give_out_or_queue(request, tokens, self.registry.ready(request.model_id))
 
     def repeat(self, model: Model, counted: Counted, asker: Asker, avoid: frozenset[str]) -> QueuedRequest:
         """Enter a question of our own, with a share like an account's. It never goes to the nodes to `avoid`."""
@@ -214,15 +213,19 @@ class Scheduler:
             raise Overloaded("The queue for this model is full. Try again shortly.", retry_after_s=5.0)
         request = self._request(model, counted, account_id, asker, avoid)
         request.only, request.beginning = only, beginning
-        if queue is None and not self._assigning and self._assign_at_once(request, nodes):
-            return request
-        queue = self._queues.setdefault(model.id, FairQueue())
+        self._give_out_or_queue(request, tokens, nodes)
+        return request
+
+    def _give_out_or_queue(self, request: QueuedRequest, tokens: int, nodes: Sequence[Node]) -> None:
+        model_id = request.model_id
+        if model_id not in self._queues and not self._assigning and self._assign_at_once(request, nodes):
+            return
+        queue = self._queues.setdefault(model_id, FairQueue())
         for remainder in request.remainders:
             queue.add(request, remainder.tokens)
         queue.tag(request, tokens)
         queue.push(request)
         self.assign()
-        return request
 
     def _request(
         self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]
@@ -275,8 +278,9 @@ class Scheduler:
                 skipped.append(request)
                 ahead += request.tokens
                 large_waits = large_waits or not request.whole
-        if not candidates:
-            self._give_up_all(queue)
+        while not candidates and queue.heap:
+            if (request := queue.pop()).remainders:
+                self._give_up(request, queue)
         for request in skipped:
             queue.push(request)
         if queue.heap and candidates:
@@ -342,9 +346,3 @@ class Scheduler:
             queue.remove(request, request.tokens, len(request.remainders))
         request.remainders.clear()
         request.asker.give_up(request.last)
-
-    def _give_up_all(self, queue: FairQueue) -> None:
-        while queue.heap:
-            request = queue.pop()
-            if request.remainders:
-                self._give_up(request, queue)

@@ -124,7 +124,7 @@ class _PacedBody:
         self._limit_bytes = limit_bytes
         self._bytes = 0
         self._time = asyncio.get_running_loop().time
-        self._began = self._time()
+        self._waited_s = 0.0  # for the caller, not for what we do with its bytes
 
     async def read(self, size: int) -> bytes:
         return await self._taken(self._content.read(size))
@@ -140,14 +140,15 @@ class _PacedBody:
         self._content.unread_data(data)
 
     async def _taken(self, reading: Any) -> bytes:
-        until = self._began + REQUEST_BODY_S + self._bytes / UPLOAD_BYTES_A_SECOND_MIN
+        began = self._time()
         try:
-            async with asyncio.timeout(until - self._time()):
+            async with asyncio.timeout(REQUEST_BODY_S + self._bytes / UPLOAD_BYTES_A_SECOND_MIN - self._waited_s):
                 data: bytes = await reading
         except TimeoutError:
             raise errors.RequestTimeout(
                 f"The request's body came at less than {UPLOAD_BYTES_A_SECOND_MIN:,} bytes a second."
             ) from None
+        self._waited_s += self._time() - began
         self._bytes += len(data)
         if self._bytes > self._limit_bytes:
             raise _too_large(self._limit_bytes)

@@ -49,13 +49,17 @@ class FileWriter:
         """
         assert not self._over, "the file was ended"
         self._bytes += len(data)
+        if self._kept is not None:
+            self._store.sending[self._row.account_id] += len(data)
         if self._bytes > self._file_bytes_max:
             await self.abort()
             raise BodyTooLarge(f"A file may have at most {self._file_bytes_max:,} bytes. Cut it into several.")
         kept = self._kept
-        if kept is not None and kept.bytes + kept.reserved + self._bytes > self._kept_bytes_max:
-            await self.abort()
-            raise too_much(kept, self._bytes, self._kept_bytes_max)
+        if kept is not None:
+            sent = self._store.sending[self._row.account_id]  # with its other uploads: these fill the disk, too
+            if kept.bytes + kept.reserved + sent > self._kept_bytes_max:
+                await self.abort()
+                raise too_much(kept, sent, self._kept_bytes_max)
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= WRITE_AT_ONCE_BYTES:
@@ -120,4 +124,4 @@ class FileWriter:
 
     def _end(self) -> None:
         self._over = True
-        self._store.ended(self._row)
+        self._store.ended(self._row, self._bytes)

@@ -6,7 +6,9 @@ without a row are of no use: `sweep` deletes them. The same goes for segments, t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ import msgspec
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.file_writer import WRITE_AT_ONCE_BYTES, FileWriter
 from embedmesh.jobs.folder import FileFolder
-from embedmesh.rules.batches import FilePurpose, FileRow, Segment
+from embedmesh.rules.batches import FilePurpose, FileRow, Segment, output_bytes_paid_for
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.ids import new_id
@@ -61,6 +63,7 @@ class FileStore:
             UPLOADS_MAX,
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
         )
+        self.sending: Counter[str] = Counter()  # by account: bytes of files that are being uploaded here
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     async def open(self) -> None:
@@ -84,6 +87,15 @@ class FileStore:
         if can_pay_bytes is None:
             return allowed
         return min(allowed, can_pay_bytes + kept.bytes - kept.sent_bytes + kept.reserved)
+
+    async def bytes_for_output(self, account_id: str, price: int) -> int:
+        """How much an account may keep in all, the output of one more batch of that price included.
+
+        Bounded by money, too: lines that are refused or cancelled are free, and their errors are kept.
+        """
+        paid_for = output_bytes_paid_for(await self.rows.means_nanousd(account_id), price)
+        allowed = await self.bytes_allowed(account_id)
+        return allowed if paid_for is None else min(allowed, paid_for)
 
     async def create(
         self,
@@ -120,13 +132,14 @@ class FileStore:
             self._uploads.take(account_id)
         return FileWriter(self, row, file_bytes_max, kept_bytes_max, kept)
 
-    async def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """The contents from `start` until before `stop`, at most WRITE_AT_ONCE_BYTES at a time. Raises ContentsLost.
 
         Look for the row first (`FileRows.find`): this does not ask whose it is.
         """
-        async for part in self._parts(self.folder.path_of(file_id), file_id, start, stop):
-            yield part
+        async with aclosing(self._parts(self.folder.path_of(file_id), file_id, start, stop)) as parts:
+            async for part in parts:
+                yield part
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more; the contents go at once, or when no batch reads them any more.
@@ -156,14 +169,17 @@ class FileStore:
         await self.in_thread(write)
         return Segment(name, sum(map(len, output)), sum(map(len, errors)))
 
-    async def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncIterator[bytes]:
+    async def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncGenerator[bytes, None]:
         """The output lines or the error lines of a segment. Raises ContentsLost."""
         middle = segment.output_bytes
         span = (middle, middle + segment.error_bytes) if errors else (0, middle)
         if span[0] == span[1]:
             return
-        async for part in self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span):
-            yield part
+        async with aclosing(
+            self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
+        ) as parts:
+            async for part in parts:
+                yield part
 
     async def drop_segments(self, batch_id: str) -> None:
         """A batch has ended: delete its segments."""
@@ -206,16 +222,18 @@ class FileStore:
         """Delete the contents of a file without a row; if that fails, they are swept later."""
         await self.in_thread(lambda: self.folder.drop(file_id))
 
-    def ended(self, row: FileRow) -> None:
-        """A file is not being written any more."""
+    def ended(self, row: FileRow, size: int) -> None:
+        """A file of which `size` bytes have come is not being written any more."""
         if row.purpose is FilePurpose.BATCH:
             self._uploads.give_back(row.account_id)
+            self.sending[row.account_id] -= size
+            self.sending += Counter()  # without those that send nothing
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Run what waits for the disk, in threads that nothing else waits for."""
         return await asyncio.get_running_loop().run_in_executor(self.folder.threads, call)
 
-    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
         reader = await self.in_thread(lambda: self.folder.open(path, name))
         try:
             parts = reader.parts(start, stop)

@@ -1,12 +1,13 @@
 """The end of a batch: segments become its output file and its error file, which are streamed from disk to disk."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.file_writer import FileWriter
 from embedmesh.jobs.files import FileStore
-from embedmesh.jobs.unit import undone_lines
+from embedmesh.jobs.unit import LineResult, undone_lines
 from embedmesh.rules.batches import Batch, BatchLease, BatchUnit, FilePurpose, FileRow
 from embedmesh.storage.batch_rows import DoneUnit
 from embedmesh.storage.batches import Batches
@@ -15,21 +16,26 @@ UNITS_A_LOOK = 256
 KEPT_BYTES_MAX = 2**62  # the room for outputs was kept when the batch began
 
 T = TypeVar("T", DoneUnit, BatchUnit)
+DoAgain = Callable[[BatchUnit], Awaitable[Sequence[LineResult]]]
+"""Works off a unit that was paid and whose results are lost. Raises ContentsLost."""
+
+log = logging.getLogger("embedmesh.jobs")
 
 
 async def write_outputs(
-    batches: Batches, files: FileStore, lease: BatchLease, batch: Batch, code: str
+    batches: Batches, files: FileStore, lease: BatchLease, batch: Batch, code: str, do_again: DoAgain
 ) -> tuple[FileRow | None, FileRow | None, int]:
     """Write both files, durably; their rows, and how many lines the error file has. None for a file without a line.
 
-    Lines that were not done are in the error file with that `code`. Raises LeaseLost, StorageFull, StoreUnavailable.
+    Lines that were not done are in the error file with that `code`; units whose results are lost are done again.
+    Raises LeaseLost, StorageFull, StoreUnavailable.
     """
     if batch.in_progress_ms is None:
         return None, None, 0  # nothing was begun
     output, errors = OutputFile(files, batch, "output"), OutputFile(files, batch, "error")
     try:
         async for done in _all(lambda after: batches.done_units(lease, after=after, limit=UNITS_A_LOOK)):
-            await _write_done(files, batch, done, output, errors)
+            await _write_done(files, batch, done, output, errors, do_again)
         async for unit in _all(lambda after: batches.open_units(lease, after=after, limit=UNITS_A_LOOK)):
             pieces = files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
             try:
@@ -44,16 +50,26 @@ async def write_outputs(
 
 
 async def _write_done(
-    files: FileStore, batch: Batch, done: DoneUnit, output: "OutputFile", errors: "OutputFile"
+    files: FileStore, batch: Batch, done: DoneUnit, output: "OutputFile", errors: "OutputFile", do_again: DoAgain
 ) -> None:
+    """Nothing of a segment is written before all of it was read: it is as large as the results of one unit."""
+    unit, lost = done.unit, (batch.batch_id, done.unit.unit)
     try:
-        for to, wrong in ((output, False), (errors, True)):
-            async for piece in files.read_segment(batch.batch_id, done.segment, errors=wrong):
-                await to.write(piece)
+        wholes = [
+            [piece async for piece in files.read_segment(batch.batch_id, done.segment, errors=wrong)]
+            for wrong in (False, True)
+        ]
     except ContentsLost:
-        unit = done.unit
-        pieces = files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
-        await errors.write(b"".join(await undone_lines(batch, unit, pieces, "results_lost")))
+        log.error("batch %s: the results of unit %s are lost on the disk; its lines are done again", *lost)
+        try:
+            results = await do_again(unit)
+        except ContentsLost:
+            log.critical("batch %s: unit %s was charged, its results and its lines are lost", *lost)
+            return
+        wholes = [[each.output or b"" for each in results], [each.error or b"" for each in results]]
+    for to, whole in zip((output, errors), wholes, strict=True):
+        for piece in whole:
+            await to.write(piece)
 
 
 async def _all(page: Callable[[int], Awaitable[list[T]]]) -> AsyncIterator[T]:
@@ -100,3 +116,4 @@ class OutputFile:
         """Leave nothing."""
         if self._writer is not None:
             await self._writer.abort()
+            await self._files.drop(self._writer.file_id)  # it may be whole already

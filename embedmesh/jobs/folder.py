@@ -62,12 +62,13 @@ class Written:
             sync(self._path.parent)
 
     def abort(self) -> None:
-        """Leave nothing. Not after `end`."""
+        """Leave nothing, also where `end` has just succeeded and nobody heard of it."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
-            with suppress(OSError):
-                self._draft.unlink()
+            for each in (self._draft, self._path):  # the name is of this try alone
+                with suppress(OSError):
+                    each.unlink()
 
     def _begun(self) -> SealedWriter:
         if self._chunks is None:

@@ -1,5 +1,6 @@
 """Lines of a batch's file: found in its bytes, and read. Each is one request, as JSON on a line of its own."""
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from embedmesh.rules.utf8 import broken_bytes
 
 MEMBERS = ("custom_id", "method", "url", "body")
 BLANK = b" \t\r"
+NO_BLANK = re.compile(rb"[^ \t\r\n]")
+SHOWN_CHARS_MAX = 64  # of the name of an unknown member: a hundred of them are kept with a batch
+UNKNOWN = re.compile(r"unknown field `(.*)`$", re.DOTALL)  # in the words of msgspec
 
-DECODE_LINE = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 DECODE_TEXT = msgspec.json.Decoder(str).decode
 
 
@@ -40,7 +43,11 @@ class LineFinder:
     def feed(self, piece: bytes) -> Iterator[FoundLine]:
         """The lines that end in this piece."""
         at = 0
-        while (end := piece.find(b"\n", at)) >= 0:
+        while True:
+            if not self._size:
+                at = self._pass_over(piece, at)
+            if (end := piece.find(b"\n", at)) < 0:
+                break
             self._keep(piece[at:end])
             yield from self._line(1)
             at = end + 1
@@ -49,6 +56,16 @@ class LineFinder:
     def end(self) -> Iterator[FoundLine]:
         """The last line, if no line break follows it."""
         yield from self._line(0)
+
+    def _pass_over(self, piece: bytes, at: int) -> int:
+        """Where the first line that is not blank begins: a file may have two hundred million others."""
+        first = NO_BLANK.search(piece, at)
+        start = piece.rfind(b"\n", at, first.start() if first else len(piece)) + 1
+        if start <= at:
+            return at
+        self._row += piece.count(b"\n", at, start)
+        self._start += start - at
+        return start
 
     def _keep(self, part: bytes) -> None:
         self._size += len(part)
@@ -96,29 +113,29 @@ def read_line(data: bytes | None, endpoint: str) -> BatchLine:
         raise BadLine("invalid_json_line", broken.replace("The body", "The line"))
     try:
         given = DECODE_LINE(data)
-    except (msgspec.DecodeError, RecursionError):
-        raise BadLine("invalid_json_line", "The line is not one JSON object.") from None
-    for name in given:
-        if name not in MEMBERS:
-            shown = name if name.isprintable() and len(name) <= CUSTOM_ID_CHARS_MAX else ""
-            raise BadLine("unknown_parameter", f"A line has {', '.join(MEMBERS)}, and nothing else.", shown or None)
-    custom_id, method, url = (_text(given, name) for name in MEMBERS[:3])
+    except (msgspec.DecodeError, RecursionError) as error:
+        if (unknown := UNKNOWN.search(str(error))) is None:
+            raise BadLine("invalid_json_line", "The line is not one JSON object.") from None
+        shown = unknown[1] if unknown[1].isprintable() and len(unknown[1]) <= SHOWN_CHARS_MAX else None
+        raise BadLine("unknown_parameter", f"A line has {', '.join(MEMBERS)}, and nothing else.", shown) from None
+    custom_id, method, url = _text(given.custom_id, "custom_id"), _text(given.method, "method"), _text(given.url, "url")
     if not 0 < len(custom_id) <= CUSTOM_ID_CHARS_MAX:
         raise BadLine("invalid_value", f"`custom_id` has 1 to {CUSTOM_ID_CHARS_MAX} characters.", "custom_id")
     if method != "POST":
         raise BadLine("invalid_method", "`method` must be POST.", "method")
     if url != endpoint:
         raise BadLine("invalid_url", f"`url` must be the batch's endpoint, {endpoint}.", "url")
-    if "body" not in given or bytes(given["body"])[:1] != b"{":
+    body = bytes(given.body)
+    if body[:1] != b"{":
         raise BadLine("missing_required_parameter", "`body` must be an object: the request itself.", "body")
-    return BatchLine(custom_id, bytes(given["body"]))
+    return BatchLine(custom_id, body)
 
 
-def _text(given: dict[str, msgspec.Raw], name: str) -> str:
-    if name not in given:
+def _text(given: msgspec.Raw, name: str) -> str:
+    if not bytes(given):
         raise BadLine("missing_required_parameter", f"The line has no `{name}`.", name)
     try:
-        return DECODE_TEXT(given[name])
+        return DECODE_TEXT(given)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadLine("invalid_type", f"`{name}` must be a string.", name) from None
 
@@ -129,6 +146,18 @@ def model_named(body: bytes) -> str | None:
         return msgspec.json.decode(body, type=_Named).model
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """Only these are kept: one with a million members is refused at the first that is not one of them."""
+
+    custom_id: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    method: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    url: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    body: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
+DECODE_LINE = msgspec.json.Decoder(_Line).decode
 
 
 class _Named(msgspec.Struct):

@@ -22,13 +22,15 @@ from embedmesh.jobs.validate import BatchTerms
 from embedmesh.jobs.work import BatchTools, BatchWork
 from embedmesh.rules.batches import Batch, BatchLease, BatchState, LeaseLost
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.shares import Shares
 from embedmesh.storage.batches import BATCH_LEASE_S, BATCH_RENEW_S, Batches
 
 log = logging.getLogger("embedmesh.jobs")
 
 LEASE_LOOK_S = 1.0  # between two looks for a batch that no gateway has
-BATCHES_OF_GATEWAY_MAX = 32  # each is renewed three times in ten seconds
-UNITS_OF_GATEWAY_MAX = 8  # at one time: each may have its results in memory
+BATCHES_OF_GATEWAY_MAX = 256  # each is renewed three times in ten seconds, those that wait for a node, too
+VALIDATIONS_MAX = 6  # at one time: ids of a million lines take 16 MB
+UNITS_OF_GATEWAY_MAX = 10  # at one time: each may have its lines and its results in memory
 LEASE_MARGIN_S = 2.0  # work stops that long before others may take the batch
 
 
@@ -47,8 +49,9 @@ class Runner:
         """`world` is the one for lines of batches: its fleet is patient, and nothing in it limits a key."""
         self._batches = batches
         self._clock = world.clock
-        units = asyncio.Semaphore(UNITS_OF_GATEWAY_MAX)
-        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms or BatchTerms(), units)
+        validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
+        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms or BatchTerms(), validations, units)
+        self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
         self._work: dict[str, asyncio.Task[None]] = {}  # by batch
         self._news: dict[str, asyncio.Event] = {}  # by batch: its state may have changed
         self._more = asyncio.Event()
@@ -70,9 +73,9 @@ class Runner:
         try:
             while True:
                 self._more.clear()
-                while len(self._work) < BATCHES_OF_GATEWAY_MAX:
+                while self._room.taken < BATCHES_OF_GATEWAY_MAX:
                     with contextlib.suppress(Failure):
-                        if (taken := await self._batches.lease()) is not None:
+                        if (taken := await self._batches.lease(self._room.full())) is not None:
                             self._begin(*taken)
                             continue
                     break
@@ -85,11 +88,14 @@ class Runner:
             await asyncio.gather(*self._work.values(), return_exceptions=True)
 
     def _begin(self, lease: BatchLease, batch: Batch) -> None:
+        taken = self._room.take(batch.account_id)
+        assert taken, "the accounts that may not have one more were left out"
         task = asyncio.create_task(self._live(lease, batch))
         self._work[batch.batch_id] = task
 
         def ended(_: object) -> None:
             del self._work[batch.batch_id]
+            self._room.give_back(batch.account_id)
             self._more.set()
 
         task.add_done_callback(ended)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.fleet.leftover import Leftover
+from embedmesh.fleet.leftover import Leftover, NodeTurn
+from embedmesh.fleet.slices import FleetOfTurn
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import Request, charge_of, work_under
 from embedmesh.flow.operation import Bound, Operation
@@ -22,7 +23,7 @@ from embedmesh.http.failures import envelope, status_and_type
 from embedmesh.jobs.endpoints import CountedLine, counted_line, used_tokens
 from embedmesh.jobs.lines import BadLine, BatchLine, LineFinder, read_line
 from embedmesh.rules.batches import Batch, BatchUnit, UsedTokens, line_request_id
-from embedmesh.rules.errors import BadNodeResponse, Failure, InternalError, Overloaded, Retry
+from embedmesh.rules.errors import BadNodeResponse, Failure, InternalError, ModelNotFound, Overloaded, Retry
 from embedmesh.rules.exchange import Reply, RequestHead
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.rules.money import bill_nanousd
@@ -32,6 +33,7 @@ log = logging.getLogger("embedmesh.jobs")
 
 WRONG_ANSWERS_MAX = 3  # of one line: each comes after several nodes have failed at it
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.25, 10.0  # between two tries of a line: a node that restarts is back in a second
+INPUT_WAITS_S = 2.0  # each input of a large line may need a turn of its own, and a turn comes once a second at least
 ROOM_AGAIN_S = 0.05  # until the reply to a line is tried again that there was no room for
 HEAD = RequestHead()
 
@@ -148,9 +150,13 @@ class UnitWork:
             return LineResult(None, _refused_line(request_id, line.custom_id, InternalError("A bug of ours.")))
 
     async def _counted(self, line: BatchLine) -> CountedLine:
+        """Raises the Failure that the line ends with, and StoppedLine."""
         while True:
             try:
-                return await counted_line(self._world, self._operation, self._caller, line.body)
+                counted = await counted_line(self._world, self._operation, self._caller, line.body)
+                if counted.call.model.id != self._batch.model:  # the catalogue has changed: its prices are others, too
+                    raise ModelNotFound("The name means another model now than when the batch began.", param="model")
+                return counted
             except Overloaded:
                 await self._pause(ROOM_AGAIN_S)
 
@@ -172,22 +178,14 @@ class UnitWork:
     async def _try(
         self, line: BatchLine, counted: CountedLine, bound: Bound, request_id: str, *, again: bool
     ) -> LineResult:
-        world, caller, call = self._world, self._caller, counted.call
-        size = call.reply_bytes_max
-        while not world.replies.take(caller.account_id, size):
-            await self._pause(ROOM_AGAIN_S)
-        turn = None
+        caller, call = self._caller, counted.call
+        turn, size = await self._turn(counted, again=again)
+        world = msgspec.structs.replace(self._world, fleet=FleetOfTurn(self._leftover, turn))
         try:
-            began = self._stopping.future()
-            begin = partial(_tell, began)
-            turn = self._leftover.wait(caller.account_id, call.model, counted.tokens, begin, again=again)
-            await began
-            if turn.node_id is None:
-                raise StoppedLine
             amount, until_ms = bill_nanousd(bound.metered), self._batch.expires_ms
             hold = Hold(request_id, caller.account_id, amount, until_ms, caller.key_id)
             ledger, now = CollectedCharge(), world.clock.monotonic()
-            bill = Bill(ledger, hold, now + bound.within_s)
+            bill = Bill(ledger, hold, now + bound.within_s + INPUT_WAITS_S * counted.inputs)
             request = Request(now, caller, HEAD, line.body, call, self._operation)
             done = await work_under(world, request, bill)
             assert isinstance(done.reply, Reply)  # no line is a stream
@@ -196,9 +194,33 @@ class UnitWork:
             output = _answered_line(request_id, line.custom_id, done.reply.body)
             return LineResult(output, None, ledger.charge, used_tokens(bill.metered))
         finally:
-            if turn is not None:
-                turn.over()
+            turn.over()
             world.replies.give_back(caller.account_id, size)
+
+    async def _turn(self, counted: CountedLine, *, again: bool) -> tuple[NodeTurn, int]:
+        """A turn, and the bytes of room that were taken for the reply. Raises StoppedLine.
+
+        The room is taken last: what waits for a turn, perhaps for hours, leaves it to requests of the same account.
+        """
+        account_id, size = self._caller.account_id, counted.call.reply_bytes_max
+        while True:
+            if self._stopping.code:
+                raise StoppedLine
+            began = self._stopping.future()
+            begin = partial(_tell, began)
+            turn = self._leftover.wait(account_id, counted.call.model, counted.tokens, begin, again=again)
+            try:
+                await began
+                if turn.node_id is None:
+                    raise StoppedLine
+                if self._world.replies.take(account_id, size):
+                    return turn, size
+            except BaseException:
+                turn.over()
+                raise
+            turn.over()
+            await self._pause(ROOM_AGAIN_S)
+            again = True
 
     async def _pause(self, seconds: float) -> None:
         """Raises StoppedLine as soon as the batch is to stop."""
@@ -242,7 +264,8 @@ class LineNotDone(msgspec.Struct):
 WHY_NOT_DONE = {
     "batch_cancelled": "The batch was cancelled before this line was done. It costs nothing.",
     "batch_expired": "The batch's time was over before this line was done. It costs nothing. Send it again.",
-    "results_lost": "The result of this line was lost on the gateway's disk.",
+    "results_lost": "The result of this line was lost on the gateway's disk, and could not be made again in time. If "
+    "the line was answered, it was charged: ask the operator for a credit, and send it again.",
 }
 
 

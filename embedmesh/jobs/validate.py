@@ -6,31 +6,36 @@ answered in the error file, and costs nothing.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from embedmesh.flow.operation import Operation
+from embedmesh.flow.operation import Bound, Operation
 from embedmesh.flow.world import World
 from embedmesh.jobs.endpoints import CountedLine, at_prices, counted_line, prices_now
 from embedmesh.jobs.lines import BadLine, BatchLine, FoundLine, LineFinder, model_named, read_line
 from embedmesh.jobs.seen_ids import SeenIds
+from embedmesh.jobs.unit import where
 from embedmesh.rules.batches import PRICE_RATIO_PPM, BatchPlan, BatchUnit, LineError
 from embedmesh.rules.errors import Failure, Overloaded
 from embedmesh.rules.limits import (
     BATCH_ERRORS_MAX,
     BATCH_INPUTS_MAX,
     BATCH_LINES_MAX,
+    UNIT_BYTES_MAX,
     UNIT_LINES_MAX,
     UNIT_REPLY_BYTES_MAX,
     UNIT_TOKENS_MAX,
 )
 from embedmesh.rules.models import Model
-from embedmesh.rules.money import bill_nanousd
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, bill_nanousd
 from embedmesh.rules.ports import Caller
 
 UNITS_A_WRITE = 64  # so that little is kept here, and few writes are made
 FRAME_BYTES = 512  # of a line of the output besides the reply and the `custom_id`, which may take six bytes a character
 COUNT_AGAIN_S = 0.5  # until a line is counted again that there was no room for
+
+log = logging.getLogger("embedmesh.jobs")
 
 AddUnits = Callable[[Sequence[BatchUnit]], Awaitable[None]]
 
@@ -83,6 +88,8 @@ class Validation:
             raise BadFile(*self._errors, total=self._lines)
         if self._model is None:
             raise BadFile(LineError("empty_file", "The file has no line. Give it one request a line."))
+        if self._amount > AMOUNT_MAX_NANOUSD:
+            raise BadFile(LineError("amount_too_large", "All lines together cost more than any account can have."))
         self._cutter.end()
         await self._add(all_of_them=True)
         return BatchPlan(
@@ -134,13 +141,13 @@ class Validation:
 
     async def _count(self, found: FoundLine, line: BatchLine) -> None:
         assert found.data is not None
-        tokens, reply_bytes, counted = 0, 0, await self._counted(line)
-        if counted is not None:
+        tokens = reply_bytes = 0
+        if (both := await self._counted(line)) is not None:
+            counted, bound = both
             self._inputs += counted.inputs
             if self._inputs > self._terms.inputs_max:
                 message = f"All lines together have more than {self._terms.inputs_max:,} inputs. Split the file."
                 raise BadFile(LineError("too_many_inputs", message, found.row), total=self._lines)
-            bound = counted.call.bound(self._world, self._caller, claimed=True)
             self._amount += bill_nanousd(bound.metered)
             tokens, reply_bytes = counted.tokens, counted.call.reply_bytes_max
         size = reply_bytes + FRAME_BYTES + 6 * len(line.custom_id)
@@ -148,14 +155,18 @@ class Validation:
         self._cutter.add(found.start, len(found.data), tokens, size)
         await self._add()
 
-    async def _counted(self, line: BatchLine) -> CountedLine | None:
+    async def _counted(self, line: BatchLine) -> tuple[CountedLine, Bound] | None:
         """None for a request that will be refused."""
         while True:
             try:
-                return await counted_line(self._world, self._operation, self._caller, line.body)
+                counted = await counted_line(self._world, self._operation, self._caller, line.body)
+                return counted, counted.call.bound(self._world, self._caller, claimed=True)
             except Overloaded:
                 await asyncio.sleep(COUNT_AGAIN_S)
             except Failure:
+                return None
+            except Exception as error:  # noqa: BLE001 - a bug of ours: that line fails when its turn comes, no other does
+                log.error("internal error: %s", where(error))
                 return None
 
     async def _add(self, *, all_of_them: bool = False) -> None:
@@ -184,6 +195,7 @@ class UnitCutter:
             self._lines == UNIT_LINES_MAX
             or self._tokens + tokens > UNIT_TOKENS_MAX
             or self._reply_bytes + reply_bytes > UNIT_REPLY_BYTES_MAX
+            or start + size - self._first_byte > UNIT_BYTES_MAX
         ):
             self.end()
         if not self._lines:

@@ -5,7 +5,8 @@ Whatever the store or the disk cannot take now is tried again, until the lease i
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from embedmesh.fleet.leftover import Leftover
@@ -14,12 +15,14 @@ from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
 from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.finish import write_outputs
-from embedmesh.jobs.unit import Stopping, UnitWork
+from embedmesh.jobs.unit import LineResult, Stopping, UnitWork
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
 from embedmesh.rules.batches import Batch, BatchLease, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
+from embedmesh.rules.holds import Meter
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.shares import Shares
 from embedmesh.storage.batch_steps import UnitResults
 from embedmesh.storage.batches import Batches
 
@@ -28,14 +31,19 @@ log = logging.getLogger("embedmesh.jobs")
 UNITS_OF_BATCH_MAX = 3  # while one is written and settled, nodes have the next
 UNITS_A_LOOK = 16
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.25, 5.0  # between two tries of the store or the disk
+SHARE_LOOK_S = 0.1  # at whether there is room for one more unit, or validation
 NODES_LOOK_S = 1.0  # at whether the model has a node again
+LOST_S = 600.0  # for a unit whose results were lost: then its lines are told to be
 NO_NODE_S = 60.0  # without any, after which a unit gives its room to others
 
 T = TypeVar("T")
 
 
 class BatchTools(NamedTuple):
-    """What the work on any batch of one gateway needs. `world` is the one for lines, `units` the room for units."""
+    """What the work on any batch of one gateway needs. `world` is the one for lines.
+
+    `validations` and `units` are how many there may be at one time; each account has a share.
+    """
 
     batches: Batches
     files: FileStore
@@ -43,7 +51,8 @@ class BatchTools(NamedTuple):
     endpoints: Endpoints
     leftover: Leftover
     terms: BatchTerms
-    units: asyncio.Semaphore
+    validations: Shares
+    units: Shares
 
 
 class BatchWork:
@@ -55,6 +64,7 @@ class BatchWork:
         self._lease = lease
         self._batch = batch
         self._stopping = stopping
+        self._lost = Stopping()  # of units whose results were lost
         self._operation = tools.endpoints[batch.endpoint]
         self._caller = Caller(batch.account_id, batch.key_id, frozenset((self._operation.scope,)))
 
@@ -78,7 +88,8 @@ class BatchWork:
         if self._stopping.stops() and state is not BatchState.FINALIZING:
             return await self._end()
         if state is BatchState.VALIDATING:
-            return await self._validate()
+            async with self._share(self._tools.validations) as may:
+                return await self._validate() if may else self._batch
         if state is BatchState.IN_PROGRESS:
             await self._work_units()
             if self._stopping.stops():
@@ -105,7 +116,8 @@ class BatchWork:
             if not reading.done():
                 return await again(lambda: self._batches.renew(lease))
             plan = reading.result()
-            bytes_max = await again(lambda: self._files.bytes_allowed(batch.account_id))
+            price = plan.prices[Meter.INPUT.value]
+            bytes_max = await again(lambda: self._files.bytes_for_output(batch.account_id, price))
             return await again(lambda: self._batches.begin(lease, plan, bytes_max=bytes_max))
         except BadFile as bad:
             return await self._fail(bad.errors, bad.total)
@@ -125,14 +137,7 @@ class BatchWork:
 
     async def _work_units(self) -> None:
         """Work off all units that are open, or until the batch is to stop. Raises LeaseLost."""
-        work = UnitWork(
-            at_prices(self._world, self._batch.prices),
-            self._operation,
-            self._batch,
-            self._caller,
-            self._tools.leftover,
-            self._stopping,
-        )
+        work = self._unit_work(self._stopping)
         under_way: dict[int, asyncio.Task[None]] = {}
         try:
             after = -1
@@ -162,8 +167,8 @@ class BatchWork:
     async def _unit(self, work: UnitWork, unit: BatchUnit) -> None:
         """Work off one unit and settle it, once there is room and a node. One that has no node for long is given up."""
         await self._until_served()
-        async with self._tools.units:
-            if self._stopping.stops():
+        async with self._share(self._tools.units) as may:
+            if not may:
                 return
             doing = asyncio.create_task(self._do(work, unit))
             left_s = NO_NODE_S
@@ -178,9 +183,9 @@ class BatchWork:
                 await asyncio.gather(doing, return_exceptions=True)
 
     async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
-        batch, stop = self._batch, unit.first_byte + unit.bytes
+        batch = self._batch
         try:
-            results = await work.results(unit, self._files.read(batch.input_file_id, unit.first_byte, stop))
+            results = await work.results(unit, self._lines_of(unit))
         except ContentsLost:
             log.critical("batch %s: its input file is lost; it is cancelled", batch.batch_id)
             await again(lambda: self._batches.cancel(batch.account_id, batch.batch_id))
@@ -194,6 +199,19 @@ class BatchWork:
         whole = UnitResults(unit.unit, segment, charges, len(output), len(errors), used)
         if await again(lambda: self._batches.finish_unit(self._lease, whole)) is UnitEnd.NO_MONEY:
             self._stopping.stop("batch_expired")
+
+    @asynccontextmanager
+    async def _share(self, shares: Shares) -> AsyncIterator[bool]:
+        """One of what accounts share, once it can be had; False: the batch is to stop."""
+        while not self._stopping.stops() and not shares.take(self._batch.account_id):
+            await self._stopping.pause(SHARE_LOOK_S)
+        if self._stopping.stops():
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            shares.give_back(self._batch.account_id)
 
     @property
     def _served(self) -> bool:
@@ -209,9 +227,25 @@ class BatchWork:
     async def _end(self) -> Batch:
         """Write the output files, and end the batch."""
         code = self._stopping.code or "batch_cancelled"
-        outputs = await again(lambda: write_outputs(self._batches, self._files, self._lease, self._batch, code))
-        output, errors, failed = outputs
+        output, errors, failed = await again(
+            lambda: write_outputs(self._batches, self._files, self._lease, self._batch, code, self._do_again)
+        )
         return await again(lambda: self._batches.finish(self._lease, output, errors, failed=failed))
+
+    async def _do_again(self, unit: BatchUnit) -> list[LineResult]:
+        """The results of a unit that was paid, once more, and free. Raises ContentsLost."""
+        late = asyncio.get_running_loop().call_later(LOST_S, self._lost.stop, "results_lost")
+        try:
+            return await self._unit_work(self._lost).results(unit, self._lines_of(unit))
+        finally:
+            late.cancel()
+
+    def _unit_work(self, stopping: Stopping) -> UnitWork:
+        world = at_prices(self._world, self._batch.prices)
+        return UnitWork(world, self._operation, self._batch, self._caller, self._tools.leftover, stopping)
+
+    def _lines_of(self, unit: BatchUnit) -> AsyncIterator[bytes]:
+        return self._files.read(self._batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
 
 
 async def again(work: Callable[[], Awaitable[T]]) -> T:

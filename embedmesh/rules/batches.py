@@ -16,6 +16,8 @@ from embedmesh.rules.money import TOKENS_PER_PRICE_UNIT, cost_nanousd
 PRICE_RATIO_PPM = 500_000  # of the ordinary price, in millionths: half, as at OpenAI
 LINE_DIGITS = 8  # hex digits of a line's number in its request id
 FREE_BYTES_KEPT = 1024 * 1024  # by an account without money, to try with; a thousand of these take a gigabyte
+OUTPUT_TIMES = 64  # what an output takes of that: its errors have six times the bytes of a short line
+OUTPUT_BYTES_A_TOKEN_MAX = 64 * 1024  # a text of two tokens as 4,096 decimals takes 90 kB
 
 
 class BatchState(Enum):
@@ -225,6 +227,14 @@ def bytes_paid_for(means_nanousd: int, price: int) -> int | None:
         return None
     tokens = max(0, means_nanousd) * TOKENS_PER_PRICE_UNIT // price
     return FREE_BYTES_KEPT + tokens * BYTES_A_TOKEN_MAX
+
+
+def output_bytes_paid_for(means_nanousd: int, price: int) -> int | None:
+    """How many bytes an account may keep of all files, outputs included, for its money; None where nothing costs."""
+    if not price:
+        return None
+    tokens = max(0, means_nanousd) * TOKENS_PER_PRICE_UNIT // price
+    return OUTPUT_TIMES * FREE_BYTES_KEPT + tokens * OUTPUT_BYTES_A_TOKEN_MAX
 
 
 def line_request_id(batch_id: str, line: int) -> str:

@@ -53,7 +53,7 @@ REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its
 
 # -- how much may be under way at one time (gateway/)
 
-ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, until their replies are read; the largest replies have two megabytes
+ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, or of batches, until their replies are read; the largest have two megabytes
 PAGE_REPLIES_MAX = 64  # of `/docs` and `/openapi.json`, about 100 kB each, until they are read
 BOOKS_WAITING_MAX = 64  # calls to the books; each takes a few milliseconds
 BOOKS_ANSWER_S = 5.0  # how long a call to the books may take, its wait included
@@ -133,12 +133,15 @@ BATCH_GRACE_S = 900.0  # after that, for units under way and for the output file
 BATCH_ERRORS_MAX = 100  # told of a file that is not right
 BATCHES_OPEN_OF_ACCOUNT_MAX = 100  # not over: each may have a thousand rows of units
 BATCHES_OPEN_MAX = 1_000  # of all accounts, each a share: gateways look through them every second for a free one
-BATCHES_OF_ACCOUNT_A_DAY_MAX = 2_000  # one that fails costs nothing, and its row is kept: nobody shall fill the store
+BATCHES_OF_ACCOUNT_A_DAY_MAX = 2_000  # each is a row that is kept for a month
+BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX = 300  # that failed, or have no answer yet: nobody shall fill the store for nothing
 BATCH_KEPT_S = 30 * 86_400  # after its end; its files expire by then
 METADATA_PAIRS_MAX, METADATA_KEY_CHARS_MAX, METADATA_VALUE_CHARS_MAX = 16, 64, 512  # as OpenAI has it
+METADATA_BYTES_MAX = 16 * 1024  # of all of it as JSON: it is kept, and a character may take six
 UNIT_LINES_MAX = 256  # settled in one step: some milliseconds of the store
 UNIT_TOKENS_MAX = 50_000  # some seconds of a node: that much is done again after a crash
 UNIT_REPLY_BYTES_MAX = 4 * 1024 * 1024  # of its results, which are in memory until they are written
+UNIT_BYTES_MAX = 4 * 1024 * 1024  # of its lines, some of which are in memory several times over
 UNITS_A_WRITE_MAX = 512  # rows of units in one write: about two milliseconds
 FILE_EXPIRES_S = 30 * 86_400  # as at OpenAI
 FILE_EXPIRES_S_MIN, FILE_EXPIRES_S_MAX = 3_600, 30 * 86_400  # that a caller may ask for

@@ -39,6 +39,10 @@ class Shares:
         self._accounts[account_id], self._free = mine, free
         return True
 
+    def full(self) -> list[str]:
+        """The accounts that may not take one more now."""
+        return [each for each, mine in self._accounts.items() if mine + 1 > ACCOUNT_SHARE * self._free]
+
     def give_back(self, account_id: str, number: int = 1) -> None:
         """Return some of what the account has taken."""
         if not number:

@@ -19,6 +19,7 @@ from embedmesh.rules.limits import (
     BATCHES_OF_ACCOUNT_A_DAY_MAX,
     BATCHES_OPEN_MAX,
     BATCHES_OPEN_OF_ACCOUNT_MAX,
+    BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX,
     PAGE_ROWS_MAX,
     UNITS_A_WRITE_MAX,
 )
@@ -43,6 +44,7 @@ LIMITS = {
     "of_all": BATCHES_OPEN_MAX,
     "share": ACCOUNT_SHARE,
     "a_day": BATCHES_OF_ACCOUNT_A_DAY_MAX,
+    "unpaid_a_day": BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX,
 }
 
 T = TypeVar("T")
@@ -116,13 +118,15 @@ class Batches(LeasedBatches):
 
     # -- leases
 
-    async def lease(self) -> tuple[BatchLease, Batch] | None:
+    async def lease(self, without: Sequence[str] = ()) -> tuple[BatchLease, Batch] | None:
         """Take a batch that no gateway has, of an account that has the fewest under way; None where there is none.
+
+        Those of the accounts `without` stay where they are.
 
         The lease lasts BATCH_LEASE_S: renew it every BATCH_RENEW_S.
         """
         now_ms = self._clock.unix_ms()
-        free = {"now_ms": now_ms, "rows_max": CANDIDATES_MAX}
+        free = as_rows([(each,) for each in without]) | {"now_ms": now_ms, "rows_max": CANDIDATES_MAX}
         for batch_id, account_id in await self._reads.ask(BATCHES_SQL["free_batches"], free):
             taken = await self._write(self._take(batch_id, account_id), frozenset({account_id}))
             if taken is not None:
@@ -185,12 +189,15 @@ class Batches(LeasedBatches):
 
     async def _why_not(self, new: NewBatch) -> NotFound | RateLimited | Overloaded:
         values = {"account_id": new.account_id, "since_id": self._a_day_ago()}
-        ((mine, today),) = await self._reads.ask(BATCHES_SQL["count_batches"], values)
+        ((mine, today, unpaid),) = await self._reads.ask(BATCHES_SQL["count_batches"], values)
         if mine >= BATCHES_OPEN_OF_ACCOUNT_MAX:
             words = f"An account may have {BATCHES_OPEN_OF_ACCOUNT_MAX} batches that are not over. Wait, or cancel one."
             return RateLimited(words, retry_after_s=LATER_S)
         if today >= BATCHES_OF_ACCOUNT_A_DAY_MAX:
             words = f"An account may make {BATCHES_OF_ACCOUNT_A_DAY_MAX:,} batches in 24 hours. Put more lines in each."
+            return RateLimited(words, retry_after_s=LATER_S)
+        if unpaid >= BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX:
+            words = f"{unpaid:,} batches of this account in 24 hours have come to nothing yet. See their errors first."
             return RateLimited(words, retry_after_s=LATER_S)
         if await self._has_input(new):
             return Overloaded("There are as many batches as there may be, of each account a share. Try again later.")

@@ -8,9 +8,13 @@ import pytest
 from embedmesh.fleet.leftover import STARVED_S, Leftover, NodeTurn
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.retries import RETRY_SPAN_S
-from embedmesh.rules.forwarding import Part
+from embedmesh.fleet.slices import FleetOfTurn
+from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.errors import NodeFailure
+from embedmesh.rules.forwarding import Part, Ticket
+from embedmesh.rules.models import Model
 from tests.fleet.test_scheduler import FIXED_S, Request, World
-from tests.flow.world import MODEL
+from tests.flow.world import MODEL, NATIVE
 
 SPEED = 20_000  # tokens a second
 LINE = 40  # tokens
@@ -188,3 +192,133 @@ def test_a_turn_that_is_not_wanted_any_more_is_given_to_nobody() -> None:
     assert began == [2]
     second.over()
     assert not leftover._taken and not leftover._waiting
+
+
+class LargeLine:
+    """A line with many inputs, which has its turn: an asker, as `Request` is."""
+
+    def __init__(self, world: World, leftover: Leftover, inputs: int, done: Callable[[], None] = lambda: None) -> None:
+        self.world = world
+        self.lengths = [LINE] * inputs
+        self.parts: list[Part] = []
+        self.answered: list[int] = []
+        self.gave_up = 0
+        self.done = done
+        self.ticket: Ticket | None = None
+        counted = Counted(self.lengths, ids=[[]] * inputs, texts=[""] * inputs)
+
+        def begin() -> None:
+            world.call_later(0, enter)
+
+        def enter() -> None:
+            self.ticket = FleetOfTurn(leftover, self.turn).enter(MODEL, counted, "b", self)
+
+        self.turn = leftover.wait("b", MODEL, counted.tokens, begin)
+
+    def take(self, part: Part) -> None:
+        self.parts.append(part)
+        self.world.serve(part, lambda: self.end(part))
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        self.gave_up += 1
+        self.leave()
+
+    def end(self, part: Part) -> None:
+        assert self.ticket is not None
+        self.ticket.ended(part, None)
+        self.answered += part.rows
+        if len(self.answered) == len(self.lengths):
+            self.leave()
+            self.done()
+
+    def leave(self) -> None:
+        assert self.ticket is not None
+        self.ticket.leave()
+        self.turn.over()
+
+
+@pytest.mark.parametrize("inputs", [3, 40, 2_000])
+def test_large_lines_are_noticed_no_more_than_small_ones(inputs: int) -> None:
+    """In time of a node: what a busy machine adds is nobody's doing."""
+    quiet, busy = World(SPEED), World(SPEED)
+    alone = ask_now_and_then(quiet, 40, 0.05, seed=3)
+    quiet.run(quiet.now + 41)
+    leftover = leftover_of(busy)
+    lines: list[LargeLine] = []
+
+    def more() -> None:
+        lines.append(LargeLine(busy, leftover, inputs, more))
+
+    busy.call_later(0, more)
+    busy.call_later(0, more)
+    beside = ask_now_and_then(busy, 40, 0.05, seed=3)
+    busy.run(busy.now + 41)
+    settled = [each for each in beside if each[0] > beside[0][0] + 1]
+    assert p99(settled) <= p99(alone) + 0.004 + 2 * (FIXED_S + LINE / SPEED)
+    rows = sum(len(line.answered) for line in lines)
+    assert rows > 40 * 50, "it gets the gaps"
+    for line in lines:
+        assert len(line.answered) == len(set(line.answered))
+
+
+def test_a_large_line_has_an_idle_fleet_to_itself() -> None:
+    """Its turns follow each other, on all nodes, in parts that are worth while."""
+    world = World(SPEED, SPEED)
+    leftover = leftover_of(world)
+    line = LargeLine(world, leftover, 4_000)
+    began = world.now
+    world.run()
+    assert sorted(line.answered) == list(range(4_000))
+    assert world.now - began < 1.3 * 4_000 * LINE / (2 * SPEED)
+    assert max(part.tokens for part in line.parts) > 1_000
+    assert not leftover._taken and not leftover._waiting
+
+
+def test_a_large_line_whose_node_goes_gives_up_and_leaves_no_turn() -> None:
+    world = World(SPEED)
+    leftover = leftover_of(world)
+    line = LargeLine(world, leftover, 4_000)
+    world.run(world.now + 0.5)
+    world.registry.remove("n0")
+    world.run(world.now + 5)
+    assert line.gave_up and len(line.answered) < 4_000
+    assert not leftover._taken and not leftover._waiting
+
+
+def test_a_model_whose_nodes_are_never_idle_gets_turns_though_another_has_many() -> None:
+    """One account's batch on an idle model must not take the turns that keep another's from starving."""
+    world = World(SPEED, SPEED)
+    leftover = leftover_of(world)
+    world.registry.answered_right(world.node("n0"), [MODEL.id])
+    world.registry.answered_right(world.node("n1"), [NATIVE.id])
+
+    def again() -> None:
+        request = world.ask(2_000, account="i")
+        ended = request.end
+
+        def end(part: Part) -> None:
+            ended(part)
+            world.call_later(0, again)
+
+        request.end = end  # type: ignore[method-assign]
+
+    again()
+    again()
+    turns = {MODEL.id: 0, NATIVE.id: 0}
+
+    def next_turn(account: str, model: Model) -> None:
+        def begin() -> None:
+            turns[model.id] += 1
+            world.call_later(0.01, turn.over)
+            world.call_later(0.01, lambda: next_turn(account, model))
+
+        turn = NodeTurn(leftover, account, model, LINE, begin)
+        leftover.join(turn, again=False)
+
+    for _ in range(20):
+        next_turn("b", MODEL)
+        next_turn("c", NATIVE)
+        next_turn("b", NATIVE)
+    world.run(world.now + 30)
+    assert turns[NATIVE.id] > 1_000
+    assert turns[MODEL.id] >= 10

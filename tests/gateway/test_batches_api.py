@@ -15,9 +15,12 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.jobs import validate
+from embedmesh.jobs import finish, validate, work
+from embedmesh.jobs import runner as runner_module
+from embedmesh.jobs.files import FileStore
 from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.money import cost_nanousd
+from embedmesh.rules.shares import Shares
 from embedmesh.storage.books.keys import Limits
 from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import CATALOGUE, MODEL
@@ -109,11 +112,13 @@ class Batcher:
 
 
 @asynccontextmanager
-async def node_of(gw: Gateway, folder: Path) -> AsyncIterator[None]:
-    """A node, played by hand."""
+async def node_of(gw: Gateway, folder: Path, *models: str) -> AsyncIterator[None]:
+    """A node, played by hand, of all models or of some."""
     path = str(folder / "batch-node.sock")
     server = await asyncio.start_unix_server(answer, path)
-    gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [model.id for model in CATALOGUE.models])
+    gw.registry.answered_right(
+        gw.registry.add(Node("n0", f"unix:{path}")), models or [model.id for model in CATALOGUE.models]
+    )
     gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), Load()))
     try:
         yield
@@ -343,6 +348,30 @@ async def test_another_gateway_goes_on_where_one_has_stopped(
     assert (before[0] - 400 * cost_nanousd(5, PRICE), 0) == await caller.balance()
 
 
+# -- what others do --------------------------------------------------------------------------------------------------
+
+
+async def test_batches_that_wait_do_not_keep_those_of_others_from_beginning(
+    gw: Gateway, caller: Batcher, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a gateway works on at one time, all of one account, for a model without a node: perhaps for a day."""
+    monkeypatch.setattr(runner_module, "BATCHES_OF_GATEWAY_MAX", 6)
+    monkeypatch.setattr(gw.runner, "_room", Shares(6))
+    account = f"crowd-{os.urandom(4).hex()}"
+    gw.books.accounts.create(account)
+    gw.books.accounts.credit(account, 10**9, account)
+    crowd = Batcher(gw, gw.books.keys.create(account, ("embeddings",))[1])
+    async with node_of(gw, folder, MODEL.id), running(gw):
+        waiting = [await crowd.create(line(1, body={"model": "acme/native"})) for _ in range(8)]
+        for each in waiting[:5]:
+            await crowd.until(each["id"], "in_progress")
+        assert (await caller.run(line(1)))["status"] == "completed"
+        for each in waiting:
+            await crowd.ask("POST", f"/v1/batches/{each['id']}/cancel")
+        for each in waiting:
+            await crowd.until(each["id"], "cancelled")
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +484,8 @@ async def test_pages(caller: Batcher) -> None:
         ({"completion_window": "1h"}, "completion_window", 400),
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", 400),
         ({"metadata": {"a": "x" * 513}}, "metadata", 400),
+        ({"metadata": {str(number): "\1" * 512 for number in range(16)}}, "metadata", 400),
+        ({"input_file_id": "file-\0"}, "input_file_id", 404),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds", 400),
         ({"input_file_id": "file-none"}, "input_file_id", 404),
         ({"endpoint": "/v1/chat/completions"}, None, 403),
@@ -521,3 +552,44 @@ async def test_a_line_of_many_megabytes_is_not_kept_in_memory(caller: Batcher) -
         ("line_too_long", 2),
         ("invalid_json_line", 3),
     ]
+
+
+LOSSES = {
+    "made again": ("results", 30.0, [], 4),
+    "not in time": ("results", 0.0, ["results_lost"] * 4, 0),
+    "with the requests": ("all", 30.0, [], 0),
+}
+
+
+@pytest.mark.parametrize(("lost", "within_s", "codes", "made"), LOSSES.values(), ids=LOSSES)
+async def test_results_that_are_lost_on_the_disk_are_made_again_and_paid_once(
+    gw: Gateway,
+    caller: Batcher,
+    node: None,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+    within_s: float,
+    codes: list[str],
+    made: int,
+) -> None:
+    """Two units of four lines; the results of the first are lost before the batch ends. What cannot be made says so."""
+    monkeypatch.setattr(validate, "UNIT_LINES_MAX", 4)
+    monkeypatch.setattr(work, "LOST_S", within_s)
+    write = finish.write_outputs
+
+    async def write_outputs(batches: Any, files: FileStore, lease: Any, batch: Any, *more: Any) -> Any:
+        (first, *_) = await batches.done_units(lease, limit=1)
+        files.folder.segment_path(batch.batch_id, first.segment.name).unlink(missing_ok=True)
+        if lost == "all":
+            files.folder.drop(batch.input_file_id)
+        return await write(batches, files, lease, batch, *more)
+
+    monkeypatch.setattr(work, "write_outputs", write_outputs)
+    before = await caller.balance()
+    async with running(gw):
+        ended = await caller.run(b"".join(line(number) for number in range(8)))
+    assert ended["status"] == "completed"
+    output, errors = await caller.results(ended)
+    assert len({each["custom_id"] for each in output}) == len(output) == 4 + made
+    assert [each["error"]["code"] for each in errors] == codes
+    assert (before[0] - 8 * cost_nanousd(5, PRICE), 0) == await caller.balance()

@@ -190,3 +190,19 @@ async def test_a_body_that_drips_is_given_up_and_one_that_comes_is_not(monkeypat
             assert status == 200 or time.monotonic() - began < 10
             writer.close()
     assert taken.bugs == 0
+
+
+async def test_time_that_the_server_takes_is_not_the_callers() -> None:
+    """A disk that is slow, or other uploads before this one: it is no reason to say that the caller is."""
+
+    class Content:
+        async def read(self, size: int) -> bytes:
+            await asyncio.sleep(0.01)
+            return b"x" * size
+
+    now = asyncio.get_running_loop().time()
+    body = multipart._PacedBody(Content(), 100)
+    body._time = lambda: now
+    assert await body.read(1) == b"x"
+    now += 1_000.0
+    assert await body.read(1) == b"x"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import pytest
 
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.files import FileBounds, FileStore, FileWriter
-from embedmesh.rules.batches import FREE_BYTES_KEPT, BatchState, FilePurpose, FileRow, bytes_paid_for
+from embedmesh.rules.batches import (
+    FREE_BYTES_KEPT,
+    OUTPUT_TIMES,
+    BatchState,
+    FilePurpose,
+    FileRow,
+    bytes_paid_for,
+    output_bytes_paid_for,
+)
 from embedmesh.rules.errors import BodyTooLarge, InvalidValue, Overloaded, StoreUnavailable
 from embedmesh.rules.file_failures import StorageFull, TooMuchKept
 from embedmesh.rules.limits import BATCH_FILE_BYTES_MAX, UPLOADS_MAX
@@ -125,15 +134,19 @@ async def test_a_file_is_bounded(files: FileStore, shop: Shop) -> None:
     assert len(on_disk(shop)) == 1
 
 
-async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, shop: Shop) -> None:
-    """Each alone would fit: the last to come is refused, and leaves nothing."""
-    writers = [await create(files, kept_max=1_000) for _ in range(3)]
+async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, store: Store, shop: Shop) -> None:
+    """Each alone would fit, and each gateway counts its own only: the last to come is refused, and leaves nothing."""
+    other = FileStore(
+        shop.folder / "files", store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0)
+    )
+    writers = [await create(gateway, kept_max=1_000) for gateway in (files, other, files)]
     for writer in writers:
         await writer.write(bytes(400))
     done = await asyncio.gather(*(writer.commit() for writer in writers), return_exceptions=True)
     assert sorted(type(each).__name__ for each in done) == ["FileRow", "FileRow", "TooMuchKept"]
     assert len(on_disk(shop)) == 2
     assert (await files.rows.kept("a")).bytes == 800
+    await other.close()
 
 
 async def test_no_account_takes_all_uploads(files: FileStore, shop: Shop) -> None:
@@ -309,3 +322,53 @@ async def test_two_gateways_share_a_folder(files: FileStore, store: Store, shop:
     await other.open()
     assert await read(other, row.file_id) == b"x" * 100_000
     await other.close()
+
+
+async def test_a_caller_that_leaves_at_the_last_moment_leaves_nothing(files: FileStore, shop: Shop) -> None:
+    """While its file becomes durable: it has no row yet, and would lie there uncounted."""
+    writer = await create(files)
+    await writer.write(bytes(1_000))
+    await writer._flush()
+    assert writer._written is not None
+    end, ended, may_end = writer._written.end, threading.Event(), threading.Event()
+
+    def slow() -> None:
+        end()
+        ended.set()
+        may_end.wait(20)
+
+    writer._written.end = slow  # type: ignore[method-assign]
+    task = asyncio.create_task(writer.commit())
+    while not ended.is_set():
+        await asyncio.sleep(0.001)
+    assert len(on_disk(shop)) == 1
+    task.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert on_disk(shop) == []
+
+
+async def test_uploads_at_one_time_count_together_while_they_come(files: FileStore, shop: Shop) -> None:
+    """Or fifty of one account would fill the disk before the first is refused."""
+    shop.books.accounts.create("b")
+    first, second = await create(files, kept_max=1_000), await create(files, kept_max=1_000)
+    await first.write(bytes(600))
+    with pytest.raises(TooMuchKept):
+        await second.write(bytes(600))
+    other = await create(files, "b", kept_max=1_000)
+    await other.write(bytes(600))
+    await first.commit()
+    await other.commit()
+    assert not files.sending
+
+
+async def test_what_an_account_without_money_may_keep_of_outputs(files: FileStore, store: Store, shop: Shop) -> None:
+    """Lines that are refused or cancelled are free, and their errors are kept: not without bound."""
+    shop.books.accounts.create("poor")
+    poor = await files.bytes_for_output("poor", 5_000)
+    assert poor == output_bytes_paid_for(0, 5_000) == OUTPUT_TIMES * FREE_BYTES_KEPT
+    assert await files.bytes_for_output("poor", 0) > poor, "where nothing costs, money bounds nothing"
+    shop.books.accounts.credit("poor", 10**9, "poor")
+    assert await files.bytes_for_output("poor", 5_000) > poor

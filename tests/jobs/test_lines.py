@@ -1,6 +1,7 @@
 """Lines are found in whatever pieces a file comes in, and what is wrong with one is said."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -100,3 +101,33 @@ def test_ids_are_new_once() -> None:
     assert all(map(seen.add, ids))
     assert not any(map(seen.add, ids))
     assert sum(len(table) * 8 for table in seen._tables) < 50_000 * 40
+
+
+def test_blank_lines_are_passed_over_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have two hundred million of them: they must not take the event loop a piece at a time."""
+    looked_at = 0
+    keep = LineFinder._keep
+
+    def counted(finder: LineFinder, part: bytes) -> None:
+        nonlocal looked_at
+        looked_at += 1
+        keep(finder, part)
+
+    monkeypatch.setattr(LineFinder, "_keep", counted)
+    finder = LineFinder()
+    for piece in (b"\n" * 10_000, b" \t\r\n" * 10_000, b" \n" * 10_000 + b" "):
+        assert list(finder.feed(piece)) == []
+    assert [tuple(each) for each in finder.feed(b"{}\n")] == [(30_001, 70_000, b" {}")]
+    assert looked_at <= 10
+
+
+def test_a_line_with_very_many_members_is_refused_at_the_first_that_is_unknown() -> None:
+    """Nothing of it is built: a line of 4 MiB has room for half a million."""
+    members = b"".join(b'"%x":0,' % number for number in range(200_000))
+    tracemalloc.start()
+    with pytest.raises(BadLine) as bad:
+        read_line(b"{" + members + line()[1:], ENDPOINT)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (bad.value.code, bad.value.param) == ("unknown_parameter", "0")
+    assert most < 4 * len(members)

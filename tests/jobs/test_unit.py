@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from embedmesh.fleet.leftover import Leftover
@@ -175,3 +176,36 @@ async def test_lines_of_a_unit_that_was_not_done() -> None:
     assert [each["custom_id"] for each in told] == ["id-1", "id-2"]
     assert [each["id"] for each in told] == [f"batch_{line_request_id(BATCH.batch_id, number)}" for number in (7, 8)]
     assert {each["error"]["code"] for each in told} == {"batch_expired"}
+
+
+async def test_a_large_line_is_cut_into_slices_while_others_are_there_and_its_answer_is_the_same() -> None:
+    texts = ["ab" * (1 + number % 3) for number in range(40)]
+    whole, sliced = Bench(), Bench()
+    now = sliced.world.clock.monotonic()
+    sliced.world.fleet.retries.budget.request(now)
+    assert sliced.leftover.polite
+    (alone,), (beside,) = await whole.results(line(1, texts)), await sliced.results(line(1, texts))
+    assert beside.output == alone.output
+    assert (beside.charge, beside.used) == (alone.charge, alone.used)
+    assert len(sliced.nodes.asked) > len(whole.nodes.asked)
+    assert sliced.leftover._own.recent(now) == 1, "one request, however many slices"
+
+
+async def test_a_line_that_waits_for_its_turn_keeps_no_room_for_its_reply() -> None:
+    """Or a batch that waits would have the account's other requests refused."""
+    bench = Bench(nodes=0)
+    data = line(1) + line(2)
+    task = asyncio.create_task(bench.work.results(BatchUnit(0, 0, len(data), 0, 2, 0), pieces_of(data)))
+    while not bench.leftover._waiting:
+        await asyncio.sleep(0.001)
+    assert bench.world.replies.taken == 0
+    bench.stopping.stop("batch_cancelled")
+    await task
+
+
+async def test_a_name_that_means_another_model_now_is_not_worked_off_at_the_old_price() -> None:
+    bench = Bench()
+    bench.work._batch = msgspec.structs.replace(BATCH, model="acme/native")
+    (found,) = await bench.results(line(1))
+    assert decoded(found.error)["response"]["body"]["error"]["code"] == "model_not_found"
+    assert found.charge is None

@@ -8,7 +8,7 @@ import pytest
 
 from embedmesh.fleet.leftover import Leftover
 from embedmesh.flow.world import World
-from embedmesh.jobs import lines, validate
+from embedmesh.jobs import endpoints, lines, validate
 from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
 from embedmesh.rules.batches import BatchPlan, BatchUnit
@@ -156,3 +156,34 @@ async def test_a_line_that_is_too_long_is_told_and_the_rest_is_read(monkeypatch:
         ("line_too_long", 2, None),
         ("invalid_json_line", 3, None),
     ]
+
+
+async def test_a_unit_has_no_more_bytes_of_lines_than_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of 4 MiB may have one token: a unit of 256 of these would take a gigabyte."""
+    monkeypatch.setattr(validate, "UNIT_BYTES_MAX", 1_000)
+    data = b"".join(line(number, body={"metadata": "x" * 400}) for number in range(7))
+    _, units = await plan_of(data)
+    assert all(unit.bytes <= 1_000 for unit in units)
+    assert (sum(unit.lines for unit in units), units[0].lines) == (7, 1_000 // (len(data) // 7))
+
+
+async def test_a_bug_that_a_line_meets_stops_no_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be validated again and again, for a day. The line fails when its turn comes."""
+    counted = endpoints.counted_line
+
+    async def broken(world: Any, operation: Any, caller: Any, body: bytes) -> Any:
+        if b"secret" in body:
+            raise ZeroDivisionError("of ours")
+        return await counted(world, operation, caller, body)
+
+    monkeypatch.setattr(validate, "counted_line", broken)
+    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3))
+    assert (plan.lines, plan.amount_nanousd) == (3, 2 * cost_nanousd(5, PRICE))
+    assert "ZeroDivisionError" in caplog.text and "secret" not in caplog.text
+
+
+async def test_a_sum_that_no_account_can_have_fails_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "AMOUNT_MAX_NANOUSD", 1)
+    assert await errors_of(line(1) + line(2)) == [("amount_too_large", None, None)]

@@ -19,7 +19,12 @@ from embedmesh.rules.batches import (
 from embedmesh.rules.errors import InsufficientQuota, InternalError, NotFound, Overloaded, RateLimited, StoreUnavailable
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Hold
-from embedmesh.rules.limits import BATCH_GRACE_S, BATCHES_OF_ACCOUNT_A_DAY_MAX, BATCHES_OPEN_OF_ACCOUNT_MAX
+from embedmesh.rules.limits import (
+    BATCH_GRACE_S,
+    BATCHES_OF_ACCOUNT_A_DAY_MAX,
+    BATCHES_OPEN_OF_ACCOUNT_MAX,
+    BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX,
+)
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage import batches
 from embedmesh.storage.books.keys import Limits
@@ -450,8 +455,11 @@ async def test_an_account_has_a_bounded_number_of_open_batches(store: Store, sho
     await store.batches.create(asks(key_id))
 
 
-async def test_batches_that_fail_do_not_fill_the_store(store: Store, shop: Shop) -> None:
-    """They cost nothing and their rows are kept: so many a day, and no more."""
+@pytest.mark.parametrize(
+    ("charged", "number"), [(0, BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX), (1, BATCHES_OF_ACCOUNT_A_DAY_MAX)]
+)
+async def test_batches_that_fail_do_not_fill_the_store(store: Store, shop: Shop, charged: int, number: int) -> None:
+    """Their rows are kept: so many a day, and no more; of those for which nobody has paid fewer."""
     key_id = new_key(shop)
     await store.files.add(new_file(shop), bytes_max=ROOM)
     await store.batches.create(asks(key_id))
@@ -462,9 +470,14 @@ async def test_batches_that_fail_do_not_fill_the_store(store: Store, shop: Shop)
     )
     with shop.by_hand() as db:
         db.begin()
-        for number in range(10_000, 10_000 + BATCHES_OF_ACCOUNT_A_DAY_MAX - 1):
-            db.execute(copied.format(number=number))
-        db.execute(f"UPDATE batches SET state = 'failed', ended_ms = {shop.clock.now_ms}")
+        for made in range(10_000, 10_000 + number - 2):
+            db.execute(copied.format(number=made))
+        db.execute(f"UPDATE batches SET state = 'failed', ended_ms = {shop.clock.now_ms}, charged = {charged}")
+        db.commit()
+    batch = await store.batches.create(asks(key_id))
+    with shop.by_hand() as db:
+        db.begin()
+        db.execute(f"UPDATE batches SET charged = {charged} WHERE batch_id = '{batch.batch_id}'")
         db.commit()
     with pytest.raises(RateLimited, match="in 24 hours"):
         await store.batches.create(asks(key_id))

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from bench.rig.live import embedmesh
 from tests.story.endpoint import MODEL, SAME, Endpoint
+from tests.story.generating import INPUT_PRICE, OUTPUT_PRICE, Generating, asking
 from tests.story.npm import script
 
 TEXTS = ["hello world", "日本語の文", "Ein Satz auf Deutsch."]
@@ -146,3 +147,32 @@ def test_the_commands(client: OpenAI, endpoint: Endpoint) -> None:
     assert file.id in [each["id"] for each in said("files", "list")]
     assert said("files", "delete", file.id)["deleted"]
     assert said("ledger", "check")["ok"]
+
+
+def test_a_batch_of_chats_over_a_server_of_another_make(speaking: Generating) -> None:
+    """Each line is answered once, and charged once by what it used, at the batch's price."""
+    rows = [
+        {"custom_id": f"chat-{number}", "method": "POST", "url": "/v1/chat/completions", "body": asking(max_tokens=50)}
+        for number in range(3)
+    ]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    before = speaking.endpoint.account().balance_nanousd
+    with OpenAI(base_url=speaking.endpoint.base_url, api_key=speaking.endpoint.api_key, max_retries=0) as client:
+        file = client.files.create(file=("chats.jsonl", data), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=WINDOW)
+        ended = wait_for(client, batch.id)
+        assert ended.status == "completed" and ended.output_file_id is not None
+        answers = [json.loads(row) for row in client.files.content(ended.output_file_id).text.splitlines()]
+    assert sorted(each["custom_id"] for each in answers) == ["chat-0", "chat-1", "chat-2"]
+    cost = 0
+    for each in answers:
+        body = each["response"]["body"]
+        assert body["choices"][0]["message"]["content"]
+        used = body["usage"]
+        ordinary = used["prompt_tokens"] * INPUT_PRICE + used["completion_tokens"] * OUTPUT_PRICE
+        cost += -(-ordinary // 2)  # half of it, rounded up once
+    assert (
+        ended.usage is not None
+        and ended.usage.output_tokens == 3 * answers[0]["response"]["body"]["usage"]["completion_tokens"]
+    )
+    assert before - speaking.endpoint.account().balance_nanousd == cost

@@ -1,6 +1,7 @@
 """`/v1/batches`: files of requests that are worked off within a day, for less; as OpenAI's Batch API has it."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,8 +11,9 @@ from embedmesh.flow.identify import may_use
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.files_api import FILES_SCOPE
 from embedmesh.gateway.api.replies import Count, doc
-from embedmesh.gateway.api.routes import Api, ApiCall, Route
+from embedmesh.gateway.api.routes import Api, ApiCall, Route, account_of, in_room
 from embedmesh.http.receive import BodyBudget
+from embedmesh.http.routing import Handler
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints
 from embedmesh.jobs.files import FileStore
@@ -20,16 +22,19 @@ from embedmesh.jobs.runner import Runner
 from embedmesh.rules.batches import Batch, BatchState, NewBatch
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, NotFound
 from embedmesh.rules.limits import (
+    ACCOUNT_CALLS_MAX,
     BATCH_WINDOW_S,
     BATCHES_PAGE_ROWS_MAX,
     FILE_EXPIRES_S,
     FILE_EXPIRES_S_MAX,
     FILE_EXPIRES_S_MIN,
+    METADATA_BYTES_MAX,
     METADATA_KEY_CHARS_MAX,
     METADATA_PAIRS_MAX,
     METADATA_VALUE_CHARS_MAX,
 )
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.shares import Room
 from embedmesh.storage.batches import Batches
 from embedmesh.storage.files import FileRows
 
@@ -179,6 +184,13 @@ class BatchesApi(Api):
         self._world = world
         self._endpoints = endpoints
         self.bodies = bodies
+        self._room = Room(
+            ACCOUNT_CALLS_MAX,
+            f"The gateway handles {ACCOUNT_CALLS_MAX} such calls at a time, shared among accounts. Try again shortly.",
+        )
+
+    def bounded(self, handler: Handler) -> Handler:
+        return in_room(self._room, handler, account_of)
 
     async def create_batch(self, call: ApiCall[BatchRequest, None]) -> BatchReply:
         """Create a batch.
@@ -192,9 +204,13 @@ class BatchesApi(Api):
             raise InvalidValue(f"`endpoint` must be one of {', '.join(self._endpoints)}.", param="endpoint")
         if operation.scope not in caller.scopes:
             raise InsufficientScope(f"This API key may not do this: it lacks the scope `{operation.scope}`.")
+        if body.metadata and len(msgspec.json.encode(body.metadata)) > METADATA_BYTES_MAX:
+            raise InvalidValue(f"`metadata` has more than {METADATA_BYTES_MAX:,} bytes.", param="metadata")
         expiry = body.output_expires_after
         if caller.models is not None:
             await self._check_model(caller, body.input_file_id, body.endpoint)
+        if not body.input_file_id.isprintable():  # PostgreSQL takes no NUL
+            raise NotFound("There is no such file with the purpose batch.", param="input_file_id")
         batch = await self._batches.create(
             NewBatch(
                 account_id=caller.account_id,
@@ -216,7 +232,8 @@ class BatchesApi(Api):
         """
         if await self._rows.find(caller.account_id, file_id) is None:
             return  # creating the batch says so
-        name = await _first_model(self._files.read(file_id), endpoint)
+        async with aclosing(self._files.read(file_id)) as pieces:
+            name = await _first_model(pieces, endpoint)
         model = self._world.catalogue.find(name) if name is not None else None
         if model is not None:
             may_use(caller, model)

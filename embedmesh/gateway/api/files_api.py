@@ -1,7 +1,8 @@
 """`/v1/files`: files that an account keeps here, streamed in and out; as OpenAI's Files API has it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -12,11 +13,12 @@ from msgspec import Meta
 from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.gateway.api.queries import path_parameter
 from embedmesh.gateway.api.replies import Always, Count, doc
-from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route, Scope
+from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route, Scope, account_of, in_room
 from embedmesh.http.bodies import CALLER, json_reply
 from embedmesh.http.multipart import FORM_TYPE, FRAME_BYTES_MAX, FormPart, form_parts
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import REPLY_HEADERS
+from embedmesh.http.routing import Handler
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.file_writer import FileWriter
 from embedmesh.jobs.files import FileStore
@@ -110,18 +112,16 @@ class FilesApi(Api):
             f"The gateway sends and takes {FILE_CALLS_MAX} files at a time, shared among accounts. Try again shortly.",
         )
 
+    def bounded(self, handler: Handler) -> Handler:
+        return in_room(self._room, handler, account_of)
+
     async def create_file(self, request: web.BaseRequest) -> web.StreamResponse:
         """Upload a file.
 
         A file of requests for a batch: JSON, one request a line. It is encrypted where it is kept, and deleted when it
         expires.
         """
-        caller = request[CALLER]
-        self._room.take(caller.account_id)
-        try:
-            return json_reply(_reply(await self._take(request, caller)))
-        finally:
-            self._room.give_back(caller.account_id)
+        return json_reply(_reply(await self._take(request, request[CALLER])))
 
     async def _take(self, request: web.BaseRequest, caller: Caller) -> FileRow:
         """Keep the form's file. Raises a Failure; then nothing is kept."""
@@ -181,18 +181,15 @@ class FilesApi(Api):
 
     async def get_file_content(self, request: web.BaseRequest) -> web.StreamResponse:
         """Get a file's contents. As they are."""
-        caller = request[CALLER]
-        row = await self._find(caller, path_parameter(request, any_name=False))
-        self._room.take(caller.account_id)
-        try:
-            return await self._send(request, row)
-        finally:
-            self._room.give_back(caller.account_id)
+        row = await self._find(request[CALLER], path_parameter(request, any_name=False))
+        async with aclosing(self._files.read(row.file_id)) as pieces:
+            return await self._send(request, row, pieces)
 
-    async def _send(self, request: web.BaseRequest, row: FileRow) -> web.StreamResponse:
-        pieces = self._files.read(row.file_id)
+    async def _send(
+        self, request: web.BaseRequest, row: FileRow, pieces: AsyncGenerator[bytes, None]
+    ) -> web.StreamResponse:
         try:
-            first = await anext(aiter(pieces), b"")
+            first = await anext(pieces, b"")
         except ContentsLost:
             raise InternalError("The file's contents cannot be read here. Upload it again.") from None
         name = quote(row.filename, safe="")

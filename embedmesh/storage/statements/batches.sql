@@ -1,6 +1,6 @@
 -- name: create_batch
 -- A new batch, if its account has the file, and may have one more: of those that are not over, of which it has a share, and
--- of those that it makes a day.
+-- of those that it makes a day, paid ones or not.
 INSERT INTO batches (
     batch_id, account_id, key_id, endpoint, input_file_id, window_s, output_expires_s, metadata, created_ms, expires_ms
 )
@@ -12,19 +12,22 @@ FROM files CROSS JOIN (
     SELECT
         (SELECT count(*) FROM batches WHERE account_id = :account_id AND ended_ms IS NULL) AS mine,
         (SELECT count(*) FROM batches WHERE ended_ms IS NULL) AS together,
-        (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id) AS today
+        (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id) AS today,
+        (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id AND charged = 0) AS unpaid
 ) AS counted
 WHERE file_id = :input_file_id AND account_id = :account_id AND purpose = 'batch' AND deleted_ms IS NULL
     AND expires_ms > CAST(:now_ms AS BIGINT)
     AND mine < CAST(:of_account AS BIGINT) AND today < CAST(:a_day AS BIGINT)
+    AND unpaid < CAST(:unpaid_a_day AS BIGINT)
     AND mine < CAST(:share AS BIGINT) * (CAST(:of_all AS BIGINT) - together)
 RETURNING batch_id;
 
 -- name: count_batches
--- How many batches an account has that are not over, and has made since a day ago.
+-- How many batches an account has that are not over, has made since a day ago, and of these without a charge.
 SELECT
     (SELECT count(*) FROM batches WHERE account_id = :account_id AND ended_ms IS NULL),
-    (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id);
+    (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id),
+    (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id AND charged = 0);
 
 -- name: drop_batch
 -- A batch of which its caller did not hear was never there, unless it is being worked on.
@@ -64,13 +67,15 @@ WHERE batch_id = :batch_id AND state IN ('validating', 'in_progress') AND EXISTS
 );
 
 -- name: free_batches
--- Batches that no gateway has, those of accounts that have the fewest under way first, and of these the oldest.
+-- Batches that no gateway has, those of accounts that have the fewest under way first, and of these the oldest; none of some
+-- accounts.
 WITH busy AS (
     SELECT account_id, count(*) AS leased FROM batches
     WHERE ended_ms IS NULL AND lease_ms >= CAST(:now_ms AS BIGINT) GROUP BY account_id
 )
 SELECT batch_id, batches.account_id FROM batches LEFT JOIN busy ON busy.account_id = batches.account_id
 WHERE ended_ms IS NULL AND lease_ms < CAST(:now_ms AS BIGINT)
+    AND batches.account_id NOT IN (SELECT value ->> 0 FROM jsonb_each(:rows))
 ORDER BY coalesce(leased, 0), batch_id LIMIT :rows_max;
 
 -- name: take_batch
