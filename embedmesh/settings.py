@@ -248,7 +248,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     monitor: Annotated[
         str,
         Meta(
-            description="HOST:PORT to serve /health, /readyz and /metrics on, without a key, for probes and Prometheus. "
+            description="HOST:PORT to serve /health, /readyz and /metrics on, without a key: for probes, Prometheus. "
             "Default: not served."
         ),
     ] = ""

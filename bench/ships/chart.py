@@ -1,4 +1,4 @@
-"""The Helm chart: linted, rendered, each object checked against Kubernetes' schemas, and compared with the golden file."""
+"""The Helm chart: linted, rendered, objects checked against Kubernetes' schemas and compared with a golden file."""
 
 import tempfile
 from pathlib import Path

@@ -1,7 +1,6 @@
 """The image: built by buildah from Debian's packages, started by podman as another user on a read-only root."""
 
 import json
-
 import shutil
 import statistics
 import subprocess
@@ -22,13 +21,14 @@ from tests.data import CHECKOUT
 DEPLOY = CHECKOUT / "deploy"
 BASE, BUILD_BASE, FULL, SLIM = (f"localhost/embedmesh-{name}" for name in ("base", "build-base", "full", "slim"))
 PACKAGES = {BASE: "python3", BUILD_BASE: "python3,python3-venv,gcc,libc6-dev"}
-NEEDLESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists")
+NEEDLESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 PACKED_MB_MAX = 250.0
 FIRST_VECTOR_S_MAX = 1.2
 STARTS = 5
 USER = "12345:54321"
 START_S, STOP_S = 60.0, 50
 STORAGE = ("--root", str(SHIPS / "storage"), "--runroot", str(SHIPS / "run"), "--storage-driver", "overlay")
+
 
 def check_image(rows: Checklist) -> None:
     """Linted, built, measured, started. What cannot be had here is skipped."""
@@ -48,6 +48,7 @@ def check_image(rows: Checklist) -> None:
         return
     _start(rows)
 
+
 def _lint(rows: Checklist) -> None:
     try:
         hadolint = python_tool("hadolint")
@@ -60,7 +61,9 @@ def _lint(rows: Checklist) -> None:
     except ToolFailed as said:
         rows.check("hadolint", False, said)
 
+
 # -- building ----------------------------------------------------------------------------------------------------------
+
 
 def build() -> None:
     """Both targets. Raises ToolFailed."""
@@ -77,6 +80,7 @@ def build() -> None:
         command += ["--target", target, "--tag", image, "--file", DEPLOY / "Containerfile", CHECKOUT]
         run(command)
 
+
 def make_base(image: str) -> None:
     """A small Debian with Python, in place of the public image that users take."""
     mirror = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]).split()[0]
@@ -88,6 +92,7 @@ def make_base(image: str) -> None:
         container = run(["buildah", *STORAGE, "from", "scratch"]).strip()
         run(["buildah", *STORAGE, "add", "--quiet", container, root, "/"])
         run(["buildah", *STORAGE, "commit", "--quiet", "--rm", container, image])
+
 
 def fetch_wheels() -> Path:
     """All that the build installs, by this machine's own pip; each is checked by its hash, here and in the build."""
@@ -102,7 +107,9 @@ def fetch_wheels() -> Path:
         run([*pip, "--only-binary", ":all:", "--dest", wheels, *models])
     return wheels
 
+
 # -- size --------------------------------------------------------------------------------------------------------------
+
 
 def _measure(rows: Checklist) -> None:
     """What is pulled, and what lies on a disk, with its parts."""
@@ -129,6 +136,7 @@ def _measure(rows: Checklist) -> None:
     unpacked = sum(parts.values())
     rows.check("on the disk it is the sum of its parts", unpacked > 0, f"{unpacked:.0f} MB: {words}")
 
+
 @contextmanager
 def mounted(image: str) -> Iterator[Path]:
     """Its files."""
@@ -138,6 +146,7 @@ def mounted(image: str) -> Iterator[Path]:
     finally:
         run(["buildah", *STORAGE, "rm", container])
 
+
 def size_mb(folder: Path) -> float:
     """Of all files, each once."""
     seen = {}
@@ -146,7 +155,9 @@ def size_mb(folder: Path) -> float:
         seen[stat.st_ino] = stat.st_size
     return sum(seen.values()) / 1e6
 
+
 # -- running -----------------------------------------------------------------------------------------------------------
+
 
 class Container:
     """One container, on a read-only root without even a writable /tmp, as a user that the image does not know."""
@@ -189,6 +200,7 @@ class Container:
         done = subprocess.run(["podman", *STORAGE, "logs", self.id], capture_output=True, text=True)
         return (done.stdout + done.stderr)[-300:]
 
+
 def _start(rows: Checklist) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, port = Path(folder) / "data", free_port()
@@ -197,7 +209,9 @@ def _start(rows: Checklist) -> None:
             width = first_vector(data, port, container)
             if not rows.check(f"it embeds as the user {USER} on a read-only root", width == 384, container.log()):
                 return
-            rows.check("its health check is content", container.says("python3", "/opt/embedmesh/bin/healthcheck.py") == "")
+            rows.check(
+                "its health check is content", container.says("python3", "/opt/embedmesh/bin/healthcheck.py") == ""
+            )
             changed = run(["podman", *STORAGE, "diff", container.id]).split("\n")
             written = [each for each in changed if each and not each.endswith((" /data", " /etc", " /run", " /opt"))]
             rows.check("nothing is written outside /data", not written, ", ".join(written) or "nothing")
@@ -213,6 +227,7 @@ def _start(rows: Checklist) -> None:
         best = min(seconds)
         words = f"best {best:.2f} s, median {statistics.median(seconds):.2f} s of {STARTS}, podman's own start included"
         rows.check(f"a warm start embeds within {FIRST_VECTOR_S_MAX} s", best <= FIRST_VECTOR_S_MAX, words)
+
 
 def first_vector(data: Path, port: int, container: Container) -> int:
     """Wait for it; its width."""

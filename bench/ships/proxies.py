@@ -1,7 +1,8 @@
-"""nginx and Caddy as the examples have them, before a real gateway: a stream, a caller that goes, large bodies, a node."""
+"""nginx and Caddy as the examples have them, before a real gateway: streams, callers that go, large bodies, a node."""
 
 import json
 import shutil
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -35,20 +36,19 @@ http {{
 
 def check_proxies(rows: Checklist) -> None:
     """Each proxy that is here, before one gateway; then before none."""
-    with tempfile.TemporaryDirectory() as folder:
-        with generating(Path(folder)) as mesh:
-            for name, start in (("nginx", nginx), ("Caddy", caddy)):
-                try:
-                    home = Path(folder) / name
-                    home.mkdir()
-                    with start(home, mesh.address[1]) as port:
-                        _check(rows, name, mesh, port, home)
-                    with start(home, free_port()) as port:
-                        reply = httpx.get(f"http://{HOST}:{port}/v1/models")
-                        envelope = reply.status_code == 503 and "error" in reply.json()
-                        rows.check(f"{name}: no gateway is an error in our form", envelope, reply.text)
-                except NotInstalled as why:
-                    rows.skip(f"{name} keeps our promises", why)
+    with tempfile.TemporaryDirectory() as folder, generating(Path(folder)) as mesh:
+        for name, start in (("nginx", nginx), ("Caddy", caddy)):
+            try:
+                home = Path(folder) / name
+                home.mkdir()
+                with start(home, mesh.address[1]) as port:
+                    _check(rows, name, mesh, port, home)
+                with start(home, free_port()) as port:
+                    reply = httpx.get(f"http://{HOST}:{port}/v1/models")
+                    envelope = reply.status_code == 503 and "error" in reply.json()
+                    rows.check(f"{name}: no gateway is an error in our form", envelope, reply.text)
+            except NotInstalled as why:
+                rows.skip(f"{name} keeps our promises", why)
     rows.skip("Envoy keeps our promises", "no Envoy can be had here")
 
 
@@ -75,7 +75,7 @@ def caddy(folder: Path, gateway: int) -> Iterator[int]:
     program = system_tool("caddy")
     port = free_port()
     environment = {
-        "EMBEDMESH_SITE": f"http://{HOST}:{port}",
+        "EMBEDMESH_SITE": f":{port}",
         "EMBEDMESH_GATEWAYS": f"{HOST}:{gateway}",
         "HOME": str(folder),
         "XDG_DATA_HOME": str(folder),
@@ -90,9 +90,15 @@ def _started(
     command: list[str], folder: Path, port: int, environment: dict[str, str] | None = None
 ) -> Iterator[Process]:
     with Process(command, folder / "log", environment=environment, stop_s=5.0) as process:
-        if not wait_for(lambda: httpx.get(f"http://{HOST}:{port}/health"), START_S, lambda: process.lives):
+        if not wait_for(lambda: listens(port), START_S, lambda: process.lives):
             raise NotInstalled(f"{Path(command[0]).name} does not answer: {process.log_tail()[-300:]}")
         yield process
+
+
+def listens(port: int) -> bool:
+    """Raises OSError where nothing does."""
+    socket.create_connection((HOST, port), 1.0).close()
+    return True
 
 
 def _check(rows: Checklist, name: str, mesh: Generating, port: int, folder: Path) -> None:
@@ -116,7 +122,7 @@ def _check_streams(rows: Checklist, name: str, mesh: Generating, port: int) -> N
     with Caller((HOST, port), key, "/v1/chat/completions", body) as caller:
         caller.head()
         reader = _events(caller)
-        read = [event_of(next(reader)) for _ in range(LEFT_AFTER)]  # the node says nothing more: they were not kept back
+        read = [event_of(next(reader)) for _ in range(LEFT_AFTER)]  # all that the node says
     rows.check(f"{name}: an event leaves when it comes", True, f"{LEFT_AFTER} before the node went silent")
     charge = mesh.charge(read[0]["id"])
     paid = charge is not None and charge.cost == estimated(body, text_of(read))
@@ -137,8 +143,12 @@ def _check_bodies(rows: Checklist, name: str, mesh: Generating, port: int) -> No
     root = f"http://{HOST}:{port}"
     headers = {"Authorization": f"Bearer {mesh.endpoint.api_key}"}
     with httpx.Client(headers=headers, timeout=60.0) as http:
-        over = http.post(f"{root}/v1/embeddings", content=b"x" * OVER_BYTES, headers={"Content-Type": "application/json"})
-        code = over.json()["error"]["code"] if over.headers["content-type"].startswith("application/json") else over.text
+        over = http.post(
+            f"{root}/v1/embeddings", content=b"x" * OVER_BYTES, headers={"Content-Type": "application/json"}
+        )
+        code = (
+            over.json()["error"]["code"] if over.headers["content-type"].startswith("application/json") else over.text
+        )
         rows.check(f"{name}: a body of 5 MiB is refused by the gateway's own words", code == "body_too_large", code)
         line = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"input": "x" * 900}})
         content = (line + "\n").encode() * (FILE_MB * 1_000_000 // len(line))
@@ -154,6 +164,7 @@ def _check_bodies(rows: Checklist, name: str, mesh: Generating, port: int) -> No
 def _check_node(rows: Checklist, name: str, mesh: Generating, port: int, folder: Path) -> None:
     """A node that dials out through the proxy gets work."""
     admin = ("--data-dir", mesh.endpoint.data_dir)
+    before = {each["node_id"] for each in run_json("nodes", "list", *admin)}
     token = run_json("nodes", "invite", "--note", name, *admin)["token"]
     command = [*EMBEDMESH, "node", "--gateway", f"http://{HOST}:{port}", "--data-dir", str(folder / "node")]
     command += ["--threads", "1", "--model", "all-MiniLM-L6-v2"]
@@ -161,7 +172,7 @@ def _check_node(rows: Checklist, name: str, mesh: Generating, port: int, folder:
 
         def ready() -> bool:
             nodes = run_json("nodes", "list", *admin)
-            return any(each["kind"] == "dialled" and each["state"] == "ready" for each in nodes)
+            return any(each["node_id"] not in before and each["state"] == "ready" for each in nodes)
 
         rows.check(f"{name}: a node dials out through it", wait_for(ready, NODE_S), "ready")
 
@@ -171,6 +182,17 @@ def _make_certificate(folder: Path) -> None:
         return
     if shutil.which("openssl") is None:
         raise NotInstalled("openssl is missing")
-    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     request += ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST}"]
     run([*request, "-keyout", folder / "privkey.pem", "-out", folder / "fullchain.pem"])

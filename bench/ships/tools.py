@@ -1,4 +1,4 @@
-"""Other people's tools: from the system, by its package manager where we are root, from PyPI or npm; or said to be missing."""
+"""Other people's tools: the system's, installed where we are root, or from PyPI and npm; or said to be missing."""
 
 import io
 import os
@@ -37,7 +37,7 @@ class Checklist:
 
     def check(self, promise: str, kept: bool, found: object = "") -> bool:
         """Note whether a promise is kept."""
-        self.rows.append(ShipRow(self.part, promise, str(found)[:WORDS_MAX], "kept" if kept else "broken"))
+        self.rows.append(ShipRow(self.part, promise, str(found).strip()[-WORDS_MAX:], "kept" if kept else "broken"))
         return kept
 
     def skip(self, promise: str, why: object) -> None:
@@ -84,7 +84,7 @@ def kubernetes_tool(name: str) -> str:
 
 
 def run(command: Sequence[object], *, environment: Mapping[str, str] | None = None, stdin: bytes | None = None) -> str:
-    """What it says on standard output. Raises NotInstalled with the end of its words where it fails."""
+    """What it says on standard output. Raises ToolFailed."""
     done = subprocess.run(
         [str(each) for each in command],
         input=stdin,
@@ -95,9 +95,9 @@ def run(command: Sequence[object], *, environment: Mapping[str, str] | None = No
     )
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
-        raise ToolFailed(f"{Path(str(command[0])).name} {command[1]}: {said[-WORDS_MAX:] or done.returncode}")
+        raise ToolFailed(f"{Path(str(command[0])).name} {command[1]}: {said or done.returncode}")
     return done.stdout.decode(errors="replace")
 
 
 class ToolFailed(Exception):
-    """A tool said no."""
+    """A tool said no, in these words."""

@@ -21,7 +21,6 @@ import pytest
 
 from bench.engine.large_folder import MODELS
 from bench.engine.large_folder import make_folder as make_large
-from bench.rig.processes import free_port
 from embedmesh.engine.folder import digest
 from embedmesh.engine.progress import STEPS
 from embedmesh.http.unix_socket import bind_unix
