@@ -105,7 +105,7 @@ bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
 
-#: ships, platforms   deploy/, built and started; has each pin wheels? lock, wheel, clean: write, pack, tidy up
+#: ships, platforms, lock, wheel, clean   try deploy/; wheels of pins; write *.lock; pack; tidy up
 
 lock:
 	requirements/lock.sh

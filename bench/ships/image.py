@@ -74,7 +74,16 @@ def build() -> None:
     wheels = fetch_wheels()
     (SHIPS / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
     for image, target in ((FULL, "full"), (SLIM, "slim")):
-        command = ["buildah", *STORAGE, "build", "--isolation", "chroot", "--format", "docker", "--layers"]
+        command: list[object] = [
+            "buildah",
+            *STORAGE,
+            "build",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--layers",
+        ]
         command += ["--build-arg", f"BASE={BASE}", "--build-arg", f"BUILD_BASE={BUILD_BASE}", "--pull-never"]
         command += ["--secret", f"id=pip,src={SHIPS / 'pip.conf'}", "--volume", f"{wheels}:/wheels:ro"]
         command += ["--target", target, "--tag", image, "--file", DEPLOY / "Containerfile", CHECKOUT]
