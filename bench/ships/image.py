@@ -27,6 +27,7 @@ NEEDLESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt
 PACKED_MB_MAX = 250.0
 FIRST_VECTOR_S_MAX = 1.2
 STARTS = 5
+PROCESSES_MAX = 1_000  # a node has some dozens of threads
 USER = "12345:54321"
 START_S, STOP_S = 60.0, 50
 # crun, Debian's first choice, knows neither version 1 of control groups nor a mixture.
@@ -177,9 +178,9 @@ class Container:
         data.mkdir(exist_ok=True)
         data.chmod(0o777)
         command = [*PODMAN, "run", "--detach", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL"]
-        files, processes = (resource.getrlimit(each)[1] for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # podman would ask for more, which we may not give
         command += ["--user", USER, "--network", "host", "--stop-timeout", str(STOP_S), "--no-healthcheck"]
-        command += ["--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={processes}:{processes}"]  # as we have
+        command += ["--ulimit", f"nofile={files}:{files}", "--ulimit", f"nproc={PROCESSES_MAX}:{PROCESSES_MAX}"]
         command += ["--volume", f"{data}:/data", *options]
         for name, value in (environment or {}).items():
             command += ["--env", f"{name}={value}"]
