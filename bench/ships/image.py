@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from bench.rig.install import NotInstalled
-from bench.rig.processes import HOST, free_port, wait_for
+from bench.rig.processes import HOST, OtherWork, free_port, wait_for
 from bench.ships.tools import SHIPS, Checklist, ToolFailed, python_tool, run, system_tool
 from embedmesh.provision.assets import ASSETS
 from embedmesh.provision.wheels import sha256_of
@@ -27,6 +27,7 @@ NEEDLESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt
 PACKED_MB_MAX = 250.0
 FIRST_VECTOR_S_MAX = 1.2
 STARTS = 5
+REST_S, BUSY_SHARE_MAX = 2.0, 0.1
 PROCESSES_MAX = 1_000  # a node has some dozens of threads
 USER = "12345:54321"
 START_S, STOP_S = 60.0, 50
@@ -235,16 +236,27 @@ def _start(rows: Checklist) -> None:
             rows.check("nothing is written outside /data", not written, ", ".join(written) or "nothing")
             code, took_s = container.stop()
             rows.check("its stop signal ends it well", code == 0, f"exit code {code} after {took_s:.1f} s")
-        seconds = []
+        seconds, busy = [], [_busy_share()]
         for _ in range(STARTS):
             begun = time.monotonic()
             with Container("serve", data=data, environment=environment) as container:
                 first_vector(data, port, container)
                 seconds.append(time.monotonic() - begun)
                 container.stop()
-        best = min(seconds)
+        best, promise = min(seconds), f"a warm start embeds within {FIRST_VECTOR_S_MAX} s"
         words = f"best {best:.2f} s, median {statistics.median(seconds):.2f} s of {STARTS}, podman's own start included"
-        rows.check(f"a warm start embeds within {FIRST_VECTOR_S_MAX} s", best <= FIRST_VECTOR_S_MAX, words)
+        busy.append(_busy_share())
+        if max(busy) > BUSY_SHARE_MAX:
+            rows.skip(promise, f"other programs took {max(busy):.0%} of the machine: {words}")
+        else:
+            rows.check(promise, best <= FIRST_VECTOR_S_MAX, words)
+
+
+def _busy_share() -> float:
+    """What others take of the machine while we rest: a container is no child of ours, so not while it works."""
+    others = OtherWork()
+    time.sleep(REST_S)
+    return others.share()
 
 
 def first_vector(data: Path, port: int, container: Container) -> int:
