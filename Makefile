@@ -12,6 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
+BENCHES := ships streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
@@ -105,7 +106,7 @@ bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
 
-#: lock, platforms, wheel, clean   write *.lock (needs uv); has each pin wheels? dist/*.whl; tidy up
+#: ships, platforms, lock, wheel, clean   try deploy/; wheels of pins; write *.lock; pack; tidy up
 
 lock:
 	requirements/lock.sh

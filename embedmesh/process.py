@@ -113,6 +113,14 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def host_and_port(text: str, option: str) -> tuple[str, int]:
+    """The parts of HOST:PORT; an IPv6 address is in brackets. Raises SetupError, which names the option."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) <= 65_535:
+        raise SetupError(f"Give {option} as HOST:PORT, such as 0.0.0.0:8443.")
+    return host.strip("[]"), int(port)
+
+
 def beyond_loopback(host: str) -> bool:
     """Whether other machines can reach a socket on this address. A name counts as yes."""
     try:

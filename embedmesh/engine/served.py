@@ -135,6 +135,11 @@ class Served:
         return self._queue.waiting_tokens
 
     @property
+    def calls(self) -> tuple[int, int]:
+        """Calls of which something waits for its batch, and calls whose last batch runs."""
+        return self._queue.calls
+
+    @property
     def tokens_per_s(self) -> float:
         """Padded tokens a second, over the last batches."""
         return self._queue.tokens_per_s

@@ -309,6 +309,8 @@ class NodeApp:
             self._metrics.state(
                 one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready(), starved=bool(one.shortage)
             )
+        waiting, running = map(sum, zip((0, 0), *(one.calls for one in self._models), strict=True))
+        self._metrics.calls(waiting, running)
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 

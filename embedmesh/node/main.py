@@ -15,6 +15,7 @@ from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.served import Served
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
+from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix, remove_unix
 from embedmesh.node.app import NodeApp
@@ -25,6 +26,7 @@ from embedmesh.process import (
     EXIT_OK,
     EXIT_SETUP,
     bind,
+    host_and_port,
     keep_memory_off_disk,
     log_to_stderr,
     quieten_gc,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from embedmesh.rules.ports import Clock
 
 NODE_DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
+MONITOR_PATHS = ("/health", "/readyz", "/metrics")
 BODIES_BYTES_TOTAL_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
 
 
@@ -55,6 +58,7 @@ class NodeProcess:
     models: "LoadedModels | SidecarModels"
     socket_server: HttpServer | None
     public_server: HttpServer | None
+    monitor_server: HttpServer | None
     member: "MemberNode | None"
     opener: LateOpener | None  # where there are gateways
 
@@ -128,6 +132,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
         public_server=(
             server(app.public_routes(settings.api_key), other_paths=OTHER_PATHS) if settings.standalone else None
         ),
+        monitor_server=server(_monitored(app.routes())) if settings.monitor else None,
         member=member,
         opener=opener if settings.uds is not None or settings.gateway else None,
     )
@@ -149,7 +154,15 @@ def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
 
         member = MemberNode(settings, parts.models, parts.app, bodies, parts.on_internal_error, door=parts.door)
     socket_server = parts.socket_server() if settings.uds is not None else None
-    return NodeProcess(settings, parts.chosen, parts.models, socket_server, None, member, opener)
+    monitor = None
+    if settings.monitor:
+        monitor = HttpServer(_monitored(parts.app.routes()), on_internal_error=parts.on_internal_error)
+    return NodeProcess(settings, parts.chosen, parts.models, socket_server, None, monitor, member, opener)
+
+
+def _monitored(routes: Routes) -> Routes:
+    """Those that tell how the node is, and nothing of what it is asked."""
+    return {path: routes[path] for path in MONITOR_PATHS}
 
 
 async def listen(node: NodeProcess, cleanup: contextlib.ExitStack) -> None:
@@ -161,6 +174,8 @@ async def listen(node: NodeProcess, cleanup: contextlib.ExitStack) -> None:
         await node.socket_server.start(sock)
     if node.public_server is not None:
         await node.public_server.start(bind(node.settings.host, node.settings.port))
+    if node.monitor_server is not None:
+        await node.monitor_server.start(bind(*host_and_port(node.settings.monitor, "--monitor")))
     if node.member is not None:
         await node.member.listen()
 
@@ -188,7 +203,8 @@ async def stop(node: NodeProcess) -> None:
     """Answer what is queued while the engines still work, then end them."""
     if node.member is not None:
         await node.member.stop(NODE_DRAIN_S)
-    servers = [server for server in (node.socket_server, node.public_server) if server is not None]
+    every = (node.socket_server, node.public_server, node.monitor_server)
+    servers = [server for server in every if server is not None]
     await asyncio.gather(*(server.drain(NODE_DRAIN_S) for server in servers))
     await node.models.stop()
 

@@ -18,7 +18,7 @@ from embedmesh.node.dialling import DialOut
 from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
 from embedmesh.node.opener import IDENTITY_FILE
 from embedmesh.node.signed_api import SignedApi
-from embedmesh.process import bind
+from embedmesh.process import bind, host_and_port
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.membership import Heartbeat, Offer
@@ -144,7 +144,4 @@ def _parse_listen(text: str, address: NodeAddress | None) -> tuple[str, int] | N
         return None
     if not text:
         return "::" if ":" in address.host else EVERYWHERE, address.port
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) <= 65_535:
-        raise SetupError("Give --listen as HOST:PORT, such as 0.0.0.0:8443.")
-    return host.strip("[]"), int(port)
+    return host_and_port(text, "--listen")

@@ -11,6 +11,12 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+PICKER_GAUGES = {  # what the endpoint picker of Kubernetes' Gateway API inference extension reads, named as vLLM does
+    "vllm:num_requests_waiting": "Calls of which something waits for its batch, of all models",
+    "vllm:num_requests_running": "Calls whose last batch runs, of all models",
+    "vllm:kv_cache_usage_perc": "Always 0: models that embed keep no keys and values",
+}
+
 NOTED_MAX = 256  # until they are counted, which takes a millisecond
 
 
@@ -21,6 +27,7 @@ class NodeMetrics:
         self._calls: list[tuple[str, int, int, float]] = []  # noted and not yet counted
         self._batches: list[tuple[str, int, float]] = []
         self._registry = CollectorRegistry()
+        self._picker: dict[str, Gauge] = {}  # none at a sidecar, whose server has its own
         ProcessCollector(registry=self._registry)
 
         def metric(kind: type[M], name: str, words: str, **options: Any) -> M:
@@ -82,6 +89,13 @@ class NodeMetrics:
         self._waiting.labels(model).set(waiting_tokens)
         self._ready.labels(model).set(int(ready))
         self._starved.labels(model).set(int(starved))
+
+    def calls(self, waiting: int, running: int) -> None:
+        """The calls of all models now, set just before the page is written."""
+        for (name, words), value in zip(PICKER_GAUGES.items(), (waiting, running, 0), strict=True):
+            if name not in self._picker:
+                self._picker[name] = Gauge(name, words, registry=self._registry)
+            self._picker[name].set(value)
 
     def forget(self, model: str) -> None:
         """A model is no longer served; its counts stay, as counts do."""

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +24,11 @@ from bench.engine.large_folder import make_folder as make_large
 from embedmesh.engine.folder import digest
 from embedmesh.engine.progress import STEPS
 from embedmesh.http.unix_socket import bind_unix
+from embedmesh.node.metrics import PICKER_GAUGES
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
+from tests.data import CHECKOUT
 from tests.engine.tiny import POISON, catalogue_entry, make_folder, make_weights, textbook, write_safetensors
 from tests.node.live_node import START_S, Node, rows, vectors
 
@@ -579,3 +583,24 @@ def test_a_model_that_is_unloaded_leaves_nothing_of_its_tokenizer(model: Model, 
         assert node.embed().status_code == 200
     finally:
         assert node.end()[0] == 0
+
+
+def test_a_monitor_port_tells_how_the_node_is_and_nothing_else(model: Model, tmp_path: Path) -> None:
+    """Without a key, for probes, Prometheus and Kubernetes' endpoint picker; the container's health check asks it."""
+    port = free_port()
+    environment = os.environ | {"EMBEDMESH_MONITOR": f"0.0.0.0:{port}", "EMBEDMESH_PORT": str(free_port())}
+    check = [sys.executable, str(CHECKOUT / "deploy" / "healthcheck.py")]
+    node = Node(model, tmp_path / "node.sock", monitor=f"127.0.0.1:{port}")
+    try:
+        node.until(200)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_S) as http:
+            answers = {path: http.get(path).status_code for path in ("/health", "/readyz", "/metrics", "/v1/models")}
+            assert http.post("/v1/embeddings", json={"model": "tests/tiny", "input": "w1"}).status_code == 404
+            page = http.get("/metrics").text
+        assert answers == {"/health": 200, "/readyz": 200, "/metrics": 200, "/v1/models": 404}
+        for name in PICKER_GAUGES:
+            assert f"\n# TYPE {name} gauge\n{name} 0.0\n" in page
+        assert subprocess.run(check, env=environment).returncode == 0
+    finally:
+        node.end()
+    assert subprocess.run(check, env=environment).returncode == 1

@@ -1,0 +1,1 @@
+"""What ships beside the package, built, rendered and started: image, chart, units, proxies."""

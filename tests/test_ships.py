@@ -1,0 +1,211 @@
+"""What ships beside the package fits it: settings that exist, one version, probes and deadlines that agree with ours.
+
+`make ships` builds, renders and starts it all; here files are read.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from embedmesh.commands.group import COMMANDS
+from embedmesh.gateway.main import GATEWAY_DRAIN_S
+from embedmesh.node.joining import FAREWELL_S
+from embedmesh.node.main import NODE_DRAIN_S
+from embedmesh.process import EXIT_SETUP
+from embedmesh.rules.limits import KEEP_ALIVE_S, REQUEST_MAX_S, WRITE_REPLY_S
+from embedmesh.settings import ENV_PREFIX, GatewaySettings, NodeSettings
+from embedmesh.supervisor import STOP_GATEWAY_S, STOP_NODE_S
+from tests.data import CHECKOUT
+
+DEPLOY = CHECKOUT / "deploy"
+CHART = DEPLOY / "helm" / "embedmesh"
+VERSION = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+OTHER_VARIABLES = {"ASSETS_DIR", "MODELS_DIR", "IMAGE", "SITE", "GATEWAYS"}  # of provision/, of compose and Caddy
+CHART_SETS = {"host", "port", "data_dir", "store", "catalogue", "nodes", "files_dir", "workers"}
+STUCK_S = 180.0  # that a process may answer nothing before it is ended: slow is not stuck
+
+
+def texts() -> list[Path]:
+    return sorted(path for path in DEPLOY.rglob("*") if path.is_file())
+
+
+def names(settings: type[msgspec.Struct]) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(settings)}
+
+
+def seconds(text: str) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)(s|m|)", text).groups()  # type: ignore[union-attr]
+    return float(number) * (60 if unit == "m" else 1)
+
+
+@pytest.mark.parametrize("file", texts(), ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_setting_that_is_named_exists_and_yaml_is_whole(file: Path) -> None:
+    text = file.read_text()
+    known = {name.upper() for name in names(GatewaySettings) | names(NodeSettings)} | OTHER_VARIABLES
+    assert set(re.findall(rf"\b{ENV_PREFIX}([A-Z_]*[A-Z])\b", text)) <= known
+    if file.suffix == ".yaml" and "templates" not in file.parts:
+        assert all(each is not None for each in yaml.safe_load_all(text))
+
+
+def test_there_is_one_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert {chart["version"], chart["appVersion"]} == {VERSION}
+    assert re.findall(r"^ARG VERSION=(.+)$", (DEPLOY / "Containerfile").read_text(), re.M) == [VERSION]
+    for file in DEPLOY.glob("compose*.yaml"):
+        tags = set(re.findall(r"EMBEDMESH_IMAGE:-embedmesh:([\w.]+)\}", file.read_text()))
+        assert tags == {VERSION}, file.name
+
+
+def test_the_chart_takes_every_setting_that_it_does_not_decide_itself() -> None:
+    """A setting that comes must come here, too; a mistyped one is refused by helm."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    takes = {room: set(schema[room]["properties"]["settings"]["propertyNames"]["enum"]) for room in ("gateway", "node")}
+    hidden = {"listen_fd", "lifeline_fd", "metrics_file"}
+    assert takes["gateway"] == names(GatewaySettings) - CHART_SETS - hidden
+    assert takes["node"] <= names(NodeSettings)
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_container_is_given_the_time_that_a_drain_takes() -> None:
+    for file in ("compose.yaml", "compose.cluster.yaml"):
+        for name, service in yaml.safe_load((DEPLOY / file).read_text())["services"].items():
+            if service.get("image", "").startswith("${EMBEDMESH_IMAGE"):
+                assert seconds(service["stop_grace_period"]) >= STOP_GATEWAY_S + STOP_NODE_S, (file, name)
+                assert service["read_only"] and service["cap_drop"] == ["ALL"], (file, name)
+
+
+# -- Kubernetes --------------------------------------------------------------------------------------------------------
+
+
+def rendered() -> list[dict[str, Any]]:
+    """What helm makes of the chart with everything on; `make ships` compares it with the chart."""
+    return [each for each in yaml.safe_load_all((DEPLOY / "helm" / "everything.golden.yaml").read_text()) if each]
+
+
+def of_kind(kind: str) -> Iterator[dict[str, Any]]:
+    yield from (each for each in rendered() if each["kind"] == kind)
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """Pod specs by component."""
+    found = [*of_kind("Deployment"), *of_kind("StatefulSet")]
+    return {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["template"]["spec"] for each in found
+    }
+
+
+@pytest.mark.parametrize("component", ["gateway", "node"])
+def test_a_pod_is_locked_down_and_gets_no_variables_from_services(component: str) -> None:
+    """A Service named `embedmesh` would set EMBEDMESH_PORT, which is a setting."""
+    pod = pods()[component]
+    assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["image"].endswith(f":{VERSION}")
+        limits = container["securityContext"]
+        assert limits["readOnlyRootFilesystem"] and not limits["allowPrivilegeEscalation"]
+        assert limits["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("component", ["gateway", "node"])
+def test_liveness_ends_what_is_stuck_and_readiness_only_takes_traffic_away(component: str) -> None:
+    (container,) = pods()[component]["containers"]
+    live, ready, start = (container[f"{name}Probe"] for name in ("liveness", "readiness", "startup"))
+    assert live["httpGet"]["path"] == start["httpGet"]["path"] == "/health"
+    assert ready["httpGet"]["path"] == "/readyz"
+    assert live["periodSeconds"] * live["failureThreshold"] >= STUCK_S
+    assert live["timeoutSeconds"] >= 15
+    assert ready["periodSeconds"] * ready["failureThreshold"] < STUCK_S / 2
+
+
+def test_a_pod_is_given_the_time_that_a_drain_takes() -> None:
+    gateway, node = pods()["gateway"], pods()["node"]
+    wait_s = float(gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert wait_s >= 5 and gateway["terminationGracePeriodSeconds"] >= wait_s + GATEWAY_DRAIN_S + 5
+    assert node["terminationGracePeriodSeconds"] >= NODE_DRAIN_S + FAREWELL_S + 5
+
+
+def test_nodes_reach_gateways_that_are_not_ready_yet() -> None:
+    """A gateway is ready once a node has embedded for it: by a Service of ready pods none would ever come to it."""
+    (join,) = (each for each in of_kind("Service") if each["metadata"]["name"].endswith("-join"))
+    assert join["spec"]["publishNotReadyAddresses"] and join["spec"]["clusterIP"] == "None"
+    (node,) = pods()["node"]["containers"]
+    assert f"http://{join['metadata']['name']}:8080" in node["command"][2]
+
+
+def test_nodes_speak_to_gateways_and_nobody_else() -> None:
+    (policy,) = (each["spec"] for each in of_kind("NetworkPolicy") if each["metadata"]["name"].endswith("-node"))
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    dns, gateways = policy["egress"]
+    assert {each["port"] for each in dns["ports"]} == {53}
+    (peer,) = gateways["to"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+
+
+# -- systemd -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "drain_s"),
+    [
+        ("embedmesh", STOP_GATEWAY_S + STOP_NODE_S),
+        ("embedmesh-gateway", GATEWAY_DRAIN_S),
+        ("embedmesh-node", NODE_DRAIN_S + FAREWELL_S),
+    ],
+)
+def test_a_unit_runs_a_command_of_ours_and_waits_for_its_drain(unit: str, drain_s: float) -> None:
+    lines = (DEPLOY / "systemd" / f"{unit}.service").read_text().splitlines()
+    said = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    assert said["ExecStart"].split()[1] in COMMANDS
+    assert float(said["TimeoutStopSec"]) > drain_s
+    assert said["RestartPreventExitStatus"] == str(EXIT_SETUP)
+    assert said["DynamicUser"] == said["NoNewPrivileges"] == "yes" and said["ProtectSystem"] == "strict"
+
+
+# -- proxies -----------------------------------------------------------------------------------------------------------
+
+PROXIES = {
+    "nginx.conf": {
+        "longest": r"proxy_read_timeout (\w+);",
+        "idle": r"keepalive_timeout (\w+);",
+        "sending": r"\bsend_timeout (\w+);",
+        "needs": (
+            "proxy_buffering off;",
+            "proxy_request_buffering off;",
+            "client_max_body_size 0;",
+            "gzip off;",
+            "merge_slashes off;",
+        ),
+    },
+    "Caddyfile": {
+        "longest": r"response_header_timeout (\w+)",
+        "idle": r"keepalive (\w+)",
+        "needs": ("No flush_interval", "compression off"),
+    },
+    "envoy.yaml": {
+        "longest": r"stream_idle_timeout: (\w+)",
+        "idle": r"idle_timeout: (\w+) #.*first",
+        "needs": ("timeout: 0s", "request_timeout: 0s", "upgrade_type: embedmesh-node", "normalize_path: false"),
+    },
+}
+
+
+@pytest.mark.parametrize("file", PROXIES)
+def test_a_proxy_leaves_deadlines_and_bounds_to_the_gateway(file: str) -> None:
+    """It waits longer than the longest request, and lets go of idle connections before the gateway closes them."""
+    text, wants = (DEPLOY / "proxies" / file).read_text(), PROXIES[file]
+    found = {name: re.search(str(pattern), text) for name, pattern in wants.items() if name != "needs"}
+    assert all(found.values()), found
+    times = {name: seconds(match[1]) for name, match in found.items() if match}
+    assert times["longest"] > REQUEST_MAX_S and times["idle"] < KEEP_ALIVE_S
+    assert times.get("sending", WRITE_REPLY_S + 1) > WRITE_REPLY_S
+    assert [each for each in wants["needs"] if each not in text] == []
