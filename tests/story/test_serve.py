@@ -1,5 +1,6 @@
 """The life of `embedmesh serve`: first start, second start, refusals to start, and its end."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -107,13 +108,23 @@ def test_damaged_bootstrap_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_request_ends_well(number: signal.Signals, serve: Serve) -> None:
-    """Told to stop in the middle of a request, it still delivers and charges it, then ends with nothing left behind."""
+    """Told to stop in the middle of a request, it still delivers and charges it, then ends with nothing left behind.
+
+    The engine is held still until the gateway drains: the request cannot end before.
+    """
     one = serve().wait_ready()
     before = one.account().balance_nanousd
-    with ThreadPoolExecutor(1) as pool:
+    worker = one.pid("worker")
+    assert worker is not None
+    with ThreadPoolExecutor(2) as pool:
+        os.kill(worker, signal.SIGSTOP)
         reply = pool.submit(one.ask, input=LONG)
         wait_until("the request runs", lambda: one.metric("embedmesh_tokens_waiting") > 0, 10)
-        assert one.stop(number) == 0
+        ended = pool.submit(one.stop, number)
+        wait_until("it drains", lambda: "gateway drains" in one.log.read_text(), 10)
+        with contextlib.suppress(ProcessLookupError):  # held still for so long that another has taken its place
+            os.kill(worker, signal.SIGCONT)
+        assert ended.result() == 0
         assert reply.result().status_code == 200
     assert len(reply.result().json()["data"]) == len(LONG)
     cost = int(reply.result().headers["x-embedmesh-cost-nanousd"])

@@ -7,6 +7,7 @@ what must be kept is written again (and changes nothing where it was written), a
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,7 @@ from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
 
 SESSIONS = 2  # one may be slow
 READ_S_MAX = 1.5  # as for a hold
+NAME_WAIT_S, NAME_LOOK_S = 1.0, 0.02  # the server ends a dead gateway's session, and frees its name, in milliseconds
 
 
 def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> Opened:
@@ -59,9 +61,17 @@ def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes,
 
 
 def _named(db: PostgresDb, name: str) -> bool:
-    """Take a name for as long as the session lasts, if no other gateway of the store has it."""
+    """Take a name for as long as the session lasts, if no other gateway of the store has it.
+
+    Our own last process may have it yet: under another name its holds would not be released until they expire.
+    """
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-    return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
+    ends = time.monotonic() + NAME_WAIT_S
+    while db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() != (True,):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(NAME_LOOK_S)
+    return True
 
 
 class PostgresMedium:
