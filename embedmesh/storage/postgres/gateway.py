@@ -7,7 +7,6 @@ what must be kept is written again (and changes nothing where it was written), a
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,7 +28,6 @@ from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
 
 SESSIONS = 2  # one may be slow
 READ_S_MAX = 1.5  # as for a hold
-NAME_WAIT_S, NAME_LOOK_S = 1.0, 0.02  # the server ends a dead gateway's session, and frees its name, in milliseconds
 
 
 def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> Opened:
@@ -63,14 +61,14 @@ def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes,
 def _named(db: PostgresDb, name: str) -> bool:
     """Take a name for as long as the session lasts, if no other gateway of the store has it.
 
-    Our own last process may have it yet: under another name its holds would not be released until they expire.
+    It is waited for as long as for any lock: the session of our own last process may be just ending. Under another name
+    its holds would not be released until they expire.
     """
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-    ends = time.monotonic() + NAME_WAIT_S
-    while db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() != (True,):
-        if time.monotonic() > ends:
-            return False
-        time.sleep(NAME_LOOK_S)
+    try:
+        db.execute("SELECT pg_advisory_lock(:number)", {"number": number})
+    except psycopg.errors.LockNotAvailable:
+        return False
     return True
 
 
