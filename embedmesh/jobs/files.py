@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,14 +131,12 @@ class FileStore:
             self._uploads.take(account_id)
         return FileWriter(self, row, file_bytes_max, kept_bytes_max, kept)
 
-    async def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """The contents from `start` until before `stop`, at most WRITE_AT_ONCE_BYTES at a time. Raises ContentsLost.
 
-        Look for the row first (`FileRows.find`): this does not ask whose it is.
+        Look for the row first (`FileRows.find`): this does not ask whose it is. Close it: a file is open.
         """
-        async with aclosing(self._parts(self.folder.path_of(file_id), file_id, start, stop)) as parts:
-            async for part in parts:
-                yield part
+        return self._parts(self.folder.path_of(file_id), file_id, start, stop)
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more; the contents go at once, or when no batch reads them any more.
@@ -169,17 +166,11 @@ class FileStore:
         await self.in_thread(write)
         return Segment(name, sum(map(len, output)), sum(map(len, errors)))
 
-    async def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncGenerator[bytes, None]:
-        """The output lines or the error lines of a segment. Raises ContentsLost."""
+    def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncGenerator[bytes, None]:
+        """The output lines or the error lines of a segment. Raises ContentsLost. Close it, too."""
         middle = segment.output_bytes
         span = (middle, middle + segment.error_bytes) if errors else (0, middle)
-        if span[0] == span[1]:
-            return
-        async with aclosing(
-            self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
-        ) as parts:
-            async for part in parts:
-                yield part
+        return self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
 
     async def drop_segments(self, batch_id: str) -> None:
         """A batch has ended: delete its segments."""
@@ -234,6 +225,8 @@ class FileStore:
         return await asyncio.get_running_loop().run_in_executor(self.folder.threads, call)
 
     async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+        if start == stop:
+            return
         reader = await self.in_thread(lambda: self.folder.open(path, name))
         try:
             parts = reader.parts(start, stop)

@@ -1,7 +1,8 @@
 """The end of a batch: segments become its output file and its error file, which are streamed from disk to disk."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from embedmesh.jobs.chunks import ContentsLost
@@ -34,14 +35,15 @@ async def write_outputs(
         return None, None, 0  # nothing was begun
     output, errors = OutputFile(files, batch, "output"), OutputFile(files, batch, "error")
     try:
-        async for done in _all(lambda after: batches.done_units(lease, after=after, limit=UNITS_A_LOOK)):
-            await _write_done(files, batch, done, output, errors, do_again)
-        async for unit in _all(lambda after: batches.open_units(lease, after=after, limit=UNITS_A_LOOK)):
-            pieces = files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
-            try:
-                await errors.write(b"".join(await undone_lines(batch, unit, pieces, code)))
-            except ContentsLost:
-                continue  # nobody knows any more what was asked; what was done is in the output
+        async with aclosing(_all(lambda after: batches.done_units(lease, after=after, limit=UNITS_A_LOOK))) as ended:
+            async for done in ended:
+                await _write_done(files, batch, done, output, errors, do_again)
+        async with aclosing(_all(lambda after: batches.open_units(lease, after=after, limit=UNITS_A_LOOK))) as left:
+            async for unit in left:
+                try:
+                    await _write_undone(files, batch, unit, errors, code)
+                except ContentsLost:
+                    continue  # nobody knows any more what was asked; what was done is in the output
         return await output.seal(), await errors.seal(), errors.lines
     except BaseException:
         await output.abort()
@@ -55,10 +57,10 @@ async def _write_done(
     """Nothing of a segment is written before all of it was read: it is as large as the results of one unit."""
     unit, lost = done.unit, (batch.batch_id, done.unit.unit)
     try:
-        wholes = [
-            [piece async for piece in files.read_segment(batch.batch_id, done.segment, errors=wrong)]
-            for wrong in (False, True)
-        ]
+        wholes = []
+        for wrong in (False, True):
+            async with aclosing(files.read_segment(batch.batch_id, done.segment, errors=wrong)) as pieces:
+                wholes.append([piece async for piece in pieces])
     except ContentsLost:
         log.error("batch %s: the results of unit %s are lost on the disk; its lines are done again", *lost)
         try:
@@ -72,7 +74,12 @@ async def _write_done(
             await to.write(piece)
 
 
-async def _all(page: Callable[[int], Awaitable[list[T]]]) -> AsyncIterator[T]:
+async def _write_undone(files: FileStore, batch: Batch, unit: BatchUnit, errors: "OutputFile", code: str) -> None:
+    async with aclosing(files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)) as pieces:
+        await errors.write(b"".join(await undone_lines(batch, unit, pieces, code)))
+
+
+async def _all(page: Callable[[int], Awaitable[list[T]]]) -> AsyncGenerator[T, None]:
     """All units, page by page."""
     after = -1
     while found := await page(after):

@@ -5,8 +5,8 @@ Whatever the store or the disk cannot take now is tried again, until the lease i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from embedmesh.fleet.leftover import Leftover
@@ -17,7 +17,7 @@ from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import LineResult, Stopping, UnitWork
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
-from embedmesh.rules.batches import Batch, BatchLease, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
+from embedmesh.rules.batches import Batch, BatchLease, BatchPlan, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Meter
@@ -108,7 +108,12 @@ class BatchWork:
 
         terms = self._tools.terms
         validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add)
-        reading = asyncio.create_task(validation.plan(self._files.read(batch.input_file_id)))
+
+        async def plan_file() -> BatchPlan:
+            async with aclosing(self._files.read(batch.input_file_id)) as pieces:
+                return await validation.plan(pieces)
+
+        reading = asyncio.create_task(plan_file())
         stopped = self._stopping.future()
         try:
             either: list[asyncio.Future[Any]] = [reading, stopped]
@@ -185,7 +190,8 @@ class BatchWork:
     async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
         batch = self._batch
         try:
-            results = await work.results(unit, self._lines_of(unit))
+            async with aclosing(self._lines_of(unit)) as lines:
+                results = await work.results(unit, lines)
         except ContentsLost:
             log.critical("batch %s: its input file is lost; it is cancelled", batch.batch_id)
             await again(lambda: self._batches.cancel(batch.account_id, batch.batch_id))
@@ -236,7 +242,8 @@ class BatchWork:
         """The results of a unit that was paid, once more, and free. Raises ContentsLost."""
         late = asyncio.get_running_loop().call_later(LOST_S, self._lost.stop, "results_lost")
         try:
-            return await self._unit_work(self._lost).results(unit, self._lines_of(unit))
+            async with aclosing(self._lines_of(unit)) as lines:
+                return await self._unit_work(self._lost).results(unit, lines)
         finally:
             late.cancel()
 
@@ -244,7 +251,7 @@ class BatchWork:
         world = at_prices(self._world, self._batch.prices)
         return UnitWork(world, self._operation, self._batch, self._caller, self._tools.leftover, stopping)
 
-    def _lines_of(self, unit: BatchUnit) -> AsyncIterator[bytes]:
+    def _lines_of(self, unit: BatchUnit) -> AsyncGenerator[bytes, None]:
         return self._files.read(self._batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
 
 

@@ -131,22 +131,23 @@ class FilesApi(Api):
         fields: dict[str, str] = {}
         writer: FileWriter | None = None
         try:
-            async for part in form_parts(request, BATCH_FILE_BYTES_MAX + FRAME_BYTES_MAX):
-                if part.name != "file":
-                    await _read_field(part, fields)
-                    continue
-                if writer is not None:
-                    raise InvalidValue("`file` is given twice.", param="file")
-                writer = await self._files.create(
-                    caller.account_id,
-                    filename=_filename(part.filename),
-                    purpose=FilePurpose.BATCH,
-                    expires_s=FILE_EXPIRES_S,
-                    file_bytes_max=BATCH_FILE_BYTES_MAX,
-                    kept_bytes_max=allowed,
-                )
-                async for piece in part.pieces:
-                    await writer.write(piece)
+            async with aclosing(form_parts(request, BATCH_FILE_BYTES_MAX + FRAME_BYTES_MAX)) as parts:
+                async for part in parts:
+                    if part.name != "file":
+                        await _read_field(part, fields)
+                        continue
+                    if writer is not None:
+                        raise InvalidValue("`file` is given twice.", param="file")
+                    writer = await self._files.create(
+                        caller.account_id,
+                        filename=_filename(part.filename),
+                        purpose=FilePurpose.BATCH,
+                        expires_s=FILE_EXPIRES_S,
+                        file_bytes_max=BATCH_FILE_BYTES_MAX,
+                        kept_bytes_max=allowed,
+                    )
+                    async for piece in part.pieces:
+                        await writer.write(piece)
             if writer is None:
                 raise MissingParameter("You must give the parameter `file`.", param="file")
             return await writer.commit(expires_s=_expires_s(fields))
