@@ -100,7 +100,7 @@ def test_a_job_goes_on_where_its_gateway_was_killed(victim: Endpoint) -> None:
     wait_until("an answer", victim.answers, BACK_S)
     before = victim.account().balance_nanousd
     job = victim.http.post(f"{victim.base_url}/jobs", json={"budget_usd": "1"}).json()
-    units = {f"unit-{at}": [f"{at} {text}" for text in LONG[:3]] for at in range(24)}
+    units = {f"unit-{at}": [f"{at} {text[:120]}" for text in LONG[:3]] for at in range(24)}
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(end_of, victim, texts, job["id"], key) for key, texts in units.items()]
         wait_until("some are done", lambda: sum(each.done() for each in asked) > 5, BACK_S)
