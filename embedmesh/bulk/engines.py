@@ -11,6 +11,9 @@ from embedmesh.bulk.usage import WrongUsage
 from embedmesh.bulk.work import UnitWorker
 
 LOCAL_UNITS = 8  # at one time: several requests each; with vectors of 1,536 components 12 MB each
+# To begin with, and one more for each that is done. So a killed run leaves no more to be computed again than it has
+# done, and these: a gateway computes free as much as was paid.
+FIRST_UNITS = 2
 
 RunUnits = Callable[[Iterator[dict[str, Any]], JobPlan, int | None], Iterator[dict[str, Any]]]
 """Have every unit worked off, `concurrency` at one time or as many as suits the engine; give what workers return.
@@ -45,9 +48,12 @@ def run_local(units: Iterator[dict[str, Any]], plan: JobPlan, concurrency: int |
     worker = UnitWorker(plan)
     threads = ThreadPoolExecutor(at_once, "embedmesh-unit")
     try:
+        room = min(FIRST_UNITS, at_once)
         for unit in units:
             begun.add(threads.submit(worker, unit))
-            yield from _finished(begun, at_once - 1)
+            for row in _finished(begun, room - 1):
+                room = min(room + 1, at_once)
+                yield row
         yield from _finished(begun, 0)
     except GeneratorExit:
         raise

@@ -117,7 +117,8 @@ def _parquet(table: UnitTable) -> bytes:
     columns["embedding"] = arrow.ListArray.from_arrays(ends, values, mask=arrow.array(bad))
     columns["error"] = arrow.array(table.errors, arrow.string())
     into = BytesIO()
-    parquet.write_table(arrow.table(columns), into)
+    kept = [name for name in columns if name != "embedding"]
+    parquet.write_table(arrow.table(columns), into, use_dictionary=kept)  # no two vectors are alike
     return into.getvalue()
 
 

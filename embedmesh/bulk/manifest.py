@@ -7,6 +7,7 @@ line is on disk before the next unit is begun; a last line that was torn is cut 
 import fcntl
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Manifest:
         """Another may have it. One that has not begun is removed."""
         if self.is_new:
             self.file.unlink(missing_ok=True)
-        self._lines.close()
+        with suppress(OSError):  # a full disk was reported already; a line that is torn is cut off by the next run
+            self._lines.close()
 
     def _lock(self) -> None:
         try:

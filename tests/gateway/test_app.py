@@ -543,6 +543,6 @@ async def test_every_code_of_the_table_is_of_the_contracts_list() -> None:
         "body_too_large", "unsupported_media_type", "insufficient_quota", "bad_node_response", "no_node_available",
         "overloaded", "store_unavailable", "deadline_exceeded", "internal_error", "rate_limit_exceeded",
         "idempotency_conflict", "lock_not_found", "lock_used", "lock_expired", "key_mismatch", "confidential_refused",
-        "unsupported_modality", "storage_quota", "storage_full",
+        "unsupported_modality", "storage_quota", "storage_full", "job_over",
     }  # fmt: skip
     assert {kind.code for kind in TABLE} == codes

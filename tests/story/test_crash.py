@@ -100,11 +100,10 @@ def test_a_job_goes_on_where_its_gateway_was_killed(victim: Endpoint) -> None:
     wait_until("an answer", victim.answers, BACK_S)
     before = victim.account().balance_nanousd
     job = victim.http.post(f"{victim.base_url}/jobs", json={"budget_usd": "1"}).json()
-    units = {f"unit-{at}": [f"{at} {text}" for text in LONG[:12]] for at in range(24)}
+    units = {f"unit-{at}": [f"{at} {text[:120]}" for text in LONG[:3]] for at in range(24)}
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(end_of, victim, texts, job["id"], key) for key, texts in units.items()]
         wait_until("some are done", lambda: sum(each.done() for each in asked) > 5, BACK_S)
-        wait_until("others run", lambda: victim.metric("embedmesh_tokens_waiting") > 0, BACK_S)
         kill_now(victim, "gateway")
         ends = [each.result()[0] for each in asked]
     assert {"200", "broken"} <= set(ends) <= {"200", "broken", "503"}, "503: back, and its node not yet"
@@ -116,7 +115,7 @@ def test_a_job_goes_on_where_its_gateway_was_killed(victim: Endpoint) -> None:
     assert [(each["id"], each["status"]) for each in listed] == [(job["id"], "open")]
     assert b"money: $" in run("jobs", "show", job["id"], "--data-dir", victim.data_dir).stdout
     closed = run_json("jobs", "cancel", job["id"], "--data-dir", victim.data_dir)
-    assert (closed["status"], closed["requests"], closed["texts"]) == ("closed", 24, 12 * 24)
+    assert (closed["status"], closed["requests"], closed["texts"]) == ("closed", 24, 3 * 24)
     assert closed["charged_nanousd"] == closed["tokens"] * 10
     assert before - victim.account().balance_nanousd == closed["charged_nanousd"] + ANSWER_NANOUSD
     victim.check_ledger()

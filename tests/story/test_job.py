@@ -46,6 +46,10 @@ def committed(out: Path) -> int:
     return manifest.read_bytes().count(b'"unit"') if manifest.exists() else 0
 
 
+def wait_for_more(out: Path, done: int) -> None:
+    wait_until(f"more than {done} units are committed", lambda: committed(out) > done, BACK_S)
+
+
 def jobs(endpoint: Endpoint) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = endpoint.http.get(f"{endpoint.base_url}/jobs").json()["data"]
     return found
@@ -68,12 +72,12 @@ def test_every_id_once_and_charged_once(victim: Endpoint, tmp_path: Path) -> Non
     for dies in ("command", "gateway"):
         done = committed(out)
         with subprocess.Popen([*COMMAND, *command], stderr=subprocess.PIPE, env=os.environ) as process:
-            wait_until("units are committed", lambda done=done: committed(out) > done, BACK_S)
+            wait_for_more(out, done)
             if dies == "gateway":
                 pid = victim.pid("gateway")
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                wait_until("others", lambda done=done: committed(out) > done + 3, BACK_S)
+                wait_for_more(out, done + 3)
             process.kill()
             assert b"Traceback" not in process.communicate()[1]
         assert committed(out) < INPUTS

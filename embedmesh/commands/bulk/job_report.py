@@ -1,6 +1,7 @@
 """What a job prints while it goes and when it ends: a progress bar, the first refusals, a summary."""
 
 import logging
+import math
 import time
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import rich.progress
 
 from embedmesh.bulk.manifest import Manifest
 from embedmesh.bulk.units import JobUnit
-from embedmesh.commands.bulk.report import NOTHING_DONE, REFUSALS_SHOWN_MAX, RunBar
+from embedmesh.commands.bulk.report import NOTHING_DONE, REFUSALS_SHOWN_MAX, WAITING_EVERY_S, RunBar
 from embedmesh.commands.output import print_json
 from embedmesh.rules.money import format_usd
 
@@ -34,6 +35,7 @@ class JobReport(logging.Handler):
         self._began = time.monotonic()
         self._size = 0
         self._shown = 0
+        self._waiting_said_at = -math.inf
         self._before = manifest.texts, manifest.refused
         self._cost_before, self._tokens = manifest.cost_nanousd, 0
         self._log = logging.getLogger("embedmesh.bulk")
@@ -53,6 +55,10 @@ class JobReport(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """A worker waits."""
         self.bar.waiting = record.getMessage()
+        now = time.monotonic()
+        if self.bar.disable and now - self._waiting_said_at >= WAITING_EVERY_S:
+            self._waiting_said_at = now
+            self.bar.say(self.bar.waiting)
 
     def was_done(self, unit: JobUnit) -> None:
         """An earlier run has committed it."""
@@ -71,7 +77,9 @@ class JobReport(logging.Handler):
     def stopped(self, why: str) -> None:
         """Print why the job ends early, how to go on, and what is still set aside for it."""
         held = self._manifest.ledger_jobs[-1:]
-        hint = "".join(f" Or give its budget back: embedmesh jobs cancel {job['ledger_job']}" for job in held)
+        hint = "".join(
+            f" A larger --budget goes on, too; embedmesh jobs cancel {job['ledger_job']} ends it." for job in held
+        )
         self.bar.say(f"embedmesh: {why.rstrip('.')}. Run the same command again to continue.{hint}")
 
     def summary(self, ended: str, as_json: bool, charged_nanousd: int | None) -> None:
