@@ -73,8 +73,12 @@ async def test_a_free_engine_gets_work_at_once() -> None:
         call = asyncio.create_task(queue.embed([[7] * 10]))
         await settle()
         assert engine.batches == [[[7] * 10]]
+        behind = asyncio.create_task(queue.embed([[8] * 10]))
+        await settle()
+        assert queue.calls == (1, 1)  # one waits, one runs
         engine.free.set()
-        assert await call == [b"\x07"]
+        assert await asyncio.gather(call, behind) == [[b"\x07"], [b"\x08"]]
+        assert queue.calls == (0, 0)
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
