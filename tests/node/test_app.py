@@ -49,7 +49,7 @@ def node(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nod
 
 
 def told(said: str) -> list[str]:
-    """The lines that a node wrote, but for those of a busy machine: how far an engine has loaded, that it is starved."""
+    """The lines that a node wrote, but for a busy machine's: how far its engine has loaded, that it is starved."""
     return [line for line in said.splitlines() if " INFO embedmesh.engine: " not in line and "is starved" not in line]
 
 
