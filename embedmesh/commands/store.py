@@ -43,10 +43,10 @@ def store() -> None:
 @data_dir_option
 @prints_result
 def init(base_url: str, data_dir: Path) -> CommandResult:
-    """Make the store, a first account and its keys, as the first start of `embedmesh serve` does.
+    """Make the store, a first account and its keys.
 
-    For gateways that run without `serve`, as in containers. The keys are in bootstrap.json in the data directory. Where
-    that file is there already nothing is made but the endpoint noted.
+    As the first start of `embedmesh serve` does, for gateways that run without it, as in containers. The keys are in
+    bootstrap.json in the data directory. Where that file is there already nothing is made but the endpoint noted.
 
     \b
     Example:
