@@ -59,9 +59,17 @@ def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes,
 
 
 def _named(db: PostgresDb, name: str) -> bool:
-    """Take a name for as long as the session lasts, if no other gateway of the store has it."""
+    """Take a name for as long as the session lasts, if no other gateway of the store has it.
+
+    It is waited for as long as for any lock: the session of our own last process may be just ending. Under another name
+    its holds would not be released until they expire.
+    """
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-    return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
+    try:
+        db.execute("SELECT pg_advisory_lock(:number)", {"number": number})
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 class PostgresMedium:
