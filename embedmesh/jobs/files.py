@@ -6,7 +6,7 @@ without a row are of no use: `sweep` deletes them. The same goes for segments, t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,13 +120,12 @@ class FileStore:
             self._uploads.take(account_id)
         return FileWriter(self, row, file_bytes_max, kept_bytes_max, kept)
 
-    async def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """The contents from `start` until before `stop`, at most WRITE_AT_ONCE_BYTES at a time. Raises ContentsLost.
 
-        Look for the row first (`FileRows.find`): this does not ask whose it is.
+        Look for the row first (`FileRows.find`): this does not ask whose it is. Close it: a file is open.
         """
-        async for part in self._parts(self.folder.path_of(file_id), file_id, start, stop):
-            yield part
+        return self._parts(self.folder.path_of(file_id), file_id, start, stop)
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more; the contents go at once, or when no batch reads them any more.
@@ -156,14 +155,11 @@ class FileStore:
         await self.in_thread(write)
         return Segment(name, sum(map(len, output)), sum(map(len, errors)))
 
-    async def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncIterator[bytes]:
-        """The output lines or the error lines of a segment. Raises ContentsLost."""
+    def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncGenerator[bytes, None]:
+        """The output lines or the error lines of a segment. Raises ContentsLost. Close it, too."""
         middle = segment.output_bytes
         span = (middle, middle + segment.error_bytes) if errors else (0, middle)
-        if span[0] == span[1]:
-            return
-        async for part in self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span):
-            yield part
+        return self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
 
     async def drop_segments(self, batch_id: str) -> None:
         """A batch has ended: delete its segments."""
@@ -215,7 +211,9 @@ class FileStore:
         """Run what waits for the disk, in threads that nothing else waits for."""
         return await asyncio.get_running_loop().run_in_executor(self.folder.threads, call)
 
-    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+        if start == stop:
+            return
         reader = await self.in_thread(lambda: self.folder.open(path, name))
         try:
             parts = reader.parts(start, stop)

@@ -1,6 +1,7 @@
 """The end of a batch: segments become its output file and its error file, which are streamed from disk to disk."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from embedmesh.jobs.chunks import ContentsLost
@@ -28,14 +29,15 @@ async def write_outputs(
         return None, None, 0  # nothing was begun
     output, errors = OutputFile(files, batch, "output"), OutputFile(files, batch, "error")
     try:
-        async for done in _all(lambda after: batches.done_units(lease, after=after, limit=UNITS_A_LOOK)):
-            await _write_done(files, batch, done, output, errors)
-        async for unit in _all(lambda after: batches.open_units(lease, after=after, limit=UNITS_A_LOOK)):
-            pieces = files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
-            try:
-                await errors.write(b"".join(await undone_lines(batch, unit, pieces, code)))
-            except ContentsLost:
-                continue  # nobody knows any more what was asked; what was done is in the output
+        async with aclosing(_all(lambda after: batches.done_units(lease, after=after, limit=UNITS_A_LOOK))) as ended:
+            async for done in ended:
+                await _write_done(files, batch, done, output, errors)
+        async with aclosing(_all(lambda after: batches.open_units(lease, after=after, limit=UNITS_A_LOOK))) as left:
+            async for unit in left:
+                try:
+                    await _write_undone(files, batch, unit, errors, code)
+                except ContentsLost:
+                    continue  # nobody knows any more what was asked; what was done is in the output
         return await output.seal(), await errors.seal(), errors.lines
     except BaseException:
         await output.abort()
@@ -48,15 +50,19 @@ async def _write_done(
 ) -> None:
     try:
         for to, wrong in ((output, False), (errors, True)):
-            async for piece in files.read_segment(batch.batch_id, done.segment, errors=wrong):
-                await to.write(piece)
+            async with aclosing(files.read_segment(batch.batch_id, done.segment, errors=wrong)) as pieces:
+                async for piece in pieces:
+                    await to.write(piece)
     except ContentsLost:
-        unit = done.unit
-        pieces = files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
-        await errors.write(b"".join(await undone_lines(batch, unit, pieces, "results_lost")))
+        await _write_undone(files, batch, done.unit, errors, "results_lost")
 
 
-async def _all(page: Callable[[int], Awaitable[list[T]]]) -> AsyncIterator[T]:
+async def _write_undone(files: FileStore, batch: Batch, unit: BatchUnit, errors: "OutputFile", code: str) -> None:
+    async with aclosing(files.read(batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)) as pieces:
+        await errors.write(b"".join(await undone_lines(batch, unit, pieces, code)))
+
+
+async def _all(page: Callable[[int], Awaitable[list[T]]]) -> AsyncGenerator[T, None]:
     """All units, page by page."""
     after = -1
     while found := await page(after):

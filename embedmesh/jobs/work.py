@@ -6,6 +6,7 @@ Whatever the store or the disk cannot take now is tried again, until the lease i
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 
 from embedmesh.fleet.leftover import Leftover
@@ -16,7 +17,7 @@ from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import Stopping, UnitWork
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
-from embedmesh.rules.batches import Batch, BatchLease, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
+from embedmesh.rules.batches import Batch, BatchLease, BatchPlan, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.ports import Caller
@@ -97,7 +98,12 @@ class BatchWork:
 
         terms = self._tools.terms
         validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add)
-        reading = asyncio.create_task(validation.plan(self._files.read(batch.input_file_id)))
+
+        async def plan_file() -> BatchPlan:
+            async with aclosing(self._files.read(batch.input_file_id)) as pieces:
+                return await validation.plan(pieces)
+
+        reading = asyncio.create_task(plan_file())
         stopped = self._stopping.future()
         try:
             either: list[asyncio.Future[Any]] = [reading, stopped]
@@ -180,7 +186,8 @@ class BatchWork:
     async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
         batch, stop = self._batch, unit.first_byte + unit.bytes
         try:
-            results = await work.results(unit, self._files.read(batch.input_file_id, unit.first_byte, stop))
+            async with aclosing(self._files.read(batch.input_file_id, unit.first_byte, stop)) as pieces:
+                results = await work.results(unit, pieces)
         except ContentsLost:
             log.critical("batch %s: its input file is lost; it is cancelled", batch.batch_id)
             await again(lambda: self._batches.cancel(batch.account_id, batch.batch_id))

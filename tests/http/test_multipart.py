@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import aclosing
 
 import pytest
 from aiohttp import web
@@ -29,15 +30,16 @@ class Taken:
 
     async def take(self, asked: web.BaseRequest) -> web.StreamResponse:
         found: list[list[object]] = []
-        async for part in form_parts(asked, LIMIT):
-            if part.filename is None:
-                found.append([part.name, None, await part.text(64)])
-                continue
-            size, last = 0, b""
-            async for piece in part.pieces:
-                self.largest = max(self.largest, len(piece))
-                size, last = size + len(piece), piece
-            found.append([part.name, part.filename, size, last[-3:].decode("latin-1")])
+        async with aclosing(form_parts(asked, LIMIT)) as parts:
+            async for part in parts:
+                if part.filename is None:
+                    found.append([part.name, None, await part.text(64)])
+                    continue
+                size, last = 0, b""
+                async for piece in part.pieces:
+                    self.largest = max(self.largest, len(piece))
+                    size, last = size + len(piece), piece
+                found.append([part.name, part.filename, size, last[-3:].decode("latin-1")])
         return json_reply(found)
 
 

@@ -115,7 +115,7 @@ async def test_the_asynchronous_client_and_errors_line_by_line(endpoint: Endpoin
         assert batch.error_file_id is not None
         (row,) = (json.loads(row) for row in (await client.files.content(batch.error_file_id)).text.splitlines())
         assert (row["custom_id"], row["response"]["status_code"]) == ("text-1", 400)
-        assert (await anext(aiter(client.batches.list()))).id == batch.id
+        assert (await client.batches.list(limit=1)).data[0].id == batch.id
 
 
 @pytest.mark.usefixtures("packages")

@@ -1,6 +1,7 @@
 """`/v1/batches`: files of requests that are worked off within a day, for less; as OpenAI's Batch API has it."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 import msgspec
@@ -216,7 +217,8 @@ class BatchesApi(Api):
         """
         if await self._rows.find(caller.account_id, file_id) is None:
             return  # creating the batch says so
-        name = await _first_model(self._files.read(file_id), endpoint)
+        async with aclosing(self._files.read(file_id)) as pieces:
+            name = await _first_model(pieces, endpoint)
         model = self._world.catalogue.find(name) if name is not None else None
         if model is not None:
             may_use(caller, model)

@@ -1,7 +1,8 @@
 """`/v1/files`: files that an account keeps here, streamed in and out; as OpenAI's Files API has it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -131,22 +132,23 @@ class FilesApi(Api):
         fields: dict[str, str] = {}
         writer: FileWriter | None = None
         try:
-            async for part in form_parts(request, BATCH_FILE_BYTES_MAX + FRAME_BYTES_MAX):
-                if part.name != "file":
-                    await _read_field(part, fields)
-                    continue
-                if writer is not None:
-                    raise InvalidValue("`file` is given twice.", param="file")
-                writer = await self._files.create(
-                    caller.account_id,
-                    filename=_filename(part.filename),
-                    purpose=FilePurpose.BATCH,
-                    expires_s=FILE_EXPIRES_S,
-                    file_bytes_max=BATCH_FILE_BYTES_MAX,
-                    kept_bytes_max=allowed,
-                )
-                async for piece in part.pieces:
-                    await writer.write(piece)
+            async with aclosing(form_parts(request, BATCH_FILE_BYTES_MAX + FRAME_BYTES_MAX)) as parts:
+                async for part in parts:
+                    if part.name != "file":
+                        await _read_field(part, fields)
+                        continue
+                    if writer is not None:
+                        raise InvalidValue("`file` is given twice.", param="file")
+                    writer = await self._files.create(
+                        caller.account_id,
+                        filename=_filename(part.filename),
+                        purpose=FilePurpose.BATCH,
+                        expires_s=FILE_EXPIRES_S,
+                        file_bytes_max=BATCH_FILE_BYTES_MAX,
+                        kept_bytes_max=allowed,
+                    )
+                    async for piece in part.pieces:
+                        await writer.write(piece)
             if writer is None:
                 raise MissingParameter("You must give the parameter `file`.", param="file")
             return await writer.commit(expires_s=_expires_s(fields))
@@ -190,9 +192,14 @@ class FilesApi(Api):
             self._room.give_back(caller.account_id)
 
     async def _send(self, request: web.BaseRequest, row: FileRow) -> web.StreamResponse:
-        pieces = self._files.read(row.file_id)
+        async with aclosing(self._files.read(row.file_id)) as pieces:
+            return await self._send_pieces(request, row, pieces)
+
+    async def _send_pieces(
+        self, request: web.BaseRequest, row: FileRow, pieces: AsyncGenerator[bytes, None]
+    ) -> web.StreamResponse:
         try:
-            first = await anext(aiter(pieces), b"")
+            first = await anext(pieces, b"")
         except ContentsLost:
             raise InternalError("The file's contents cannot be read here. Upload it again.") from None
         name = quote(row.filename, safe="")
