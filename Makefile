@@ -36,8 +36,7 @@ test: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
 thorough: $(VENV)/.setup $(VENV)/.dev
-	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py tests/storage/test_model.py \
-		tests/engine/test_parity.py $(ARGS)
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile $$(grep -rlE 'quick_or|THOROUGH' tests --include='test_*.py') $(ARGS)
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)

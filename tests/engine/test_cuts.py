@@ -17,6 +17,7 @@ from embedmesh.flow.count import count_now
 from embedmesh.rules.embeddings import Call, Role, Truncate
 from embedmesh.rules.errors import ContextLengthExceeded
 from embedmesh.rules.models import Model
+from tests.data import quick_or
 from tests.engine.kinds import byte_pairs, save, tiny, unigram
 from tests.engine.tiny import make_folder
 
@@ -95,7 +96,7 @@ def test_ids_of_parts_are_those_of_the_whole(kind: str) -> None:
     assert cuts is not None
     seen = 0
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=quick_or(100, quick=40), deadline=None)
     @given(TEXT)
     def agree(text: str) -> None:
         nonlocal seen
@@ -171,7 +172,7 @@ def test_what_is_cut_before_it_is_counted_is_what_was_counted_and_cut(
     prompt = model.prompts["query"] if role else ""
     kept = len(whole(library, prompt)) if truncate == "start" and role else 0
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=quick_or(60, quick=25), deadline=None)
     @given(TEXT)
     def agree(drawn: str) -> None:
         text = f"a{drawn}"

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +24,13 @@ LAYERS, WIDTH, WIDE, WORDS = 8, 768, 3_072, 20_000
 LINEAR = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * WIDE)
 
 
-def medium(path: Path, dtype: Any = "F16") -> Folder:
-    """57 million numbers in linear layers, and 15 in its tables."""
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """57 million numbers in linear layers, and 15 in its tables, as float16."""
     large = MODELS["multilingual-e5-large-instruct"]
     form = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": WIDE, "num_attention_heads": 12}
-    return read_folder(make_folder(large._replace(config=large.config | form | {"vocab_size": WORDS}), path, dtype))
+    model = large._replace(config=large.config | form | {"vocab_size": WORDS})
+    return read_folder(make_folder(model, tmp_path_factory.mktemp("medium"), "F16"))
 
 
 def status_bytes(pid: int, name: str) -> int:
@@ -37,8 +38,8 @@ def status_bytes(pid: int, name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def test_numbers_are_counted_from_headers(tmp_path: Path) -> None:
-    sizes = measure(medium(tmp_path / "medium"))
+def test_numbers_are_counted_from_headers(medium: Folder) -> None:
+    sizes = measure(medium)
     assert (sizes.linear, sizes.widened, sizes.layers, sizes.hidden) == (LINEAR, LINEAR, LAYERS, WIDTH)
     assert sizes.flops(256) == 2 * LINEAR + 4 * 256 * WIDTH * LAYERS
 
@@ -57,17 +58,15 @@ def test_float32_and_float16_files_of_one_model_say_the_same_of_its_speed(tmp_pa
     assert two == pytest.approx(2 * one, abs=1)
 
 
-def test_the_fast_tier_takes_half_the_linear_layers(tmp_path: Path) -> None:
-    folder = medium(tmp_path / "medium")
-    exact, fast = estimate(folder), estimate(folder, "fast")
+def test_the_fast_tier_takes_half_the_linear_layers(medium: Folder) -> None:
+    exact, fast = estimate(medium), estimate(medium, "fast")
     assert exact.memory_bytes - fast.memory_bytes == 2 * LINEAR
 
 
-def test_without_room_on_a_disk_widened_numbers_take_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = medium(tmp_path / "medium")
-    before = estimate(folder)
+def test_without_room_on_a_disk_widened_numbers_take_memory(medium: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = estimate(medium)
     monkeypatch.setattr("embedmesh.engine.widened.DISK_LEFT_BYTES_MIN", 10**18)
-    assert estimate(folder).memory_bytes - before.memory_bytes == 4 * LINEAR
+    assert estimate(medium).memory_bytes - before.memory_bytes == 4 * LINEAR
 
 
 @pytest.mark.parametrize(
@@ -80,11 +79,10 @@ def test_the_rate_follows_the_cpu(tmp_path: Path, cpuinfo: str, flag: str) -> No
 
 
 @pytest.mark.story
-async def test_an_engine_s_process_takes_what_was_estimated(tmp_path: Path) -> None:
+async def test_an_engine_s_process_takes_what_was_estimated(medium: Folder) -> None:
     """Within a fifth, as MiniLM and three models of real size do (docs/engine-figures.md); and it gives all back."""
-    folder = medium(tmp_path / "medium")
-    expected = estimate(folder)
-    load = LoadModel(str(folder.path), digest(folder.path), WIDTH, 512, threads=1)
+    expected = estimate(medium)
+    load = LoadModel(str(medium.path), digest(medium.path), WIDTH, 512, threads=1)
     supervisor = Supervisor(load, on_start=lambda: None)
     await supervisor.start()
     pid = supervisor.pid

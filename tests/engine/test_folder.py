@@ -15,6 +15,7 @@ from embedmesh.engine.folder import digest, read_folder
 from embedmesh.engine.layout import ARCHITECTURES
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
+from tests.data import quick_or
 from tests.engine.tiny import CONFIG, POOLING_FLAGS, add_module, make_folder, write_json, write_safetensors
 
 Change = Callable[[Path], object]
@@ -179,7 +180,7 @@ def test_whatever_stands_in_a_member_is_read_or_refused_in_one_line(tmp_path: Pa
         write_json(folder / name, {})
     right = {file: json.loads((folder / file).read_text()) for file, _ in PLACES}
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=quick_or(200, quick=60), deadline=None)
     @given(place=st.sampled_from(PLACES), value=ANYTHING, model_type=st.sampled_from([*ARCHITECTURES, "model2vec"]))
     def read_with(place: tuple[str, str], value: Any, model_type: str) -> None:
         write_json(folder / "config.json", right["config.json"] | {"model_type": model_type, "dim": 16})

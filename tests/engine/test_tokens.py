@@ -16,7 +16,7 @@ from embedmesh.engine import tokens as module
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.embeddings import bytes_of
 from embedmesh.rules.errors import SetupError
-from tests.data import model_folder, outside_data
+from tests.data import model_folder, outside_data, quick_or
 from tests.engine.kinds import byte_pairs, save, unigram
 from tests.engine.tiny import make_folder, write_json, write_safetensors
 
@@ -39,7 +39,7 @@ def agree(both: tuple[ModelTokenizer, Tokenizer], texts: list[str]) -> None:
 
 
 @pytest.mark.model
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=quick_or(200, quick=80), deadline=None)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=5))
 def test_any_unicode_is_tokenised_as_the_library_does(both: tuple[ModelTokenizer, Tokenizer], texts: list[str]) -> None:
     agree(both, texts)
@@ -88,7 +88,7 @@ def test_special_tokens_are_found_for_every_kind_of_tokenizer(tmp_path: Path, ki
     ours = ModelTokenizer(save(tmp_path, theirs), 48)
     assert (ours.with_specials([]), ours.specials) == ([*head, *tail], len(head) + len(tail))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=quick_or(60, quick=25), deadline=None)
     @given(st.lists(st.text(st.sampled_from("ab ▁Ä中\n<s>/"), max_size=12), min_size=1, max_size=3))
     def agree_on(texts: list[str]) -> None:
         agree((ours, theirs), texts)

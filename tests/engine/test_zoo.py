@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
-from tests.data import model_folder
+from tests.data import model_folder, quick_or
 from tests.engine import zoo
 from tests.engine.test_folder import ANYTHING
 from tests.engine.tiny import write_json
@@ -271,7 +271,7 @@ def test_whatever_stands_in_a_member_is_applied_or_refused_in_one_line(tmp_path:
     folders = [zoo.write_folder(tmp_path / name, name, make) for name, make in kinds]
     ended: set[bool] = set()
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=quick_or(150, quick=60), deadline=None)
     @given(
         folder=st.sampled_from(folders),
         config=st.dictionaries(st.sampled_from(FIELDS), TOKENS | ANYTHING, max_size=3),

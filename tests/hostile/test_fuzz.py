@@ -18,6 +18,7 @@ from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import CallerFailure
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 from embedmesh.rules.models import Model
+from tests.data import quick_or
 from tests.flow.world import CATALOGUE, LetterTokenizer, Shift3, make_world
 from tests.http.raw import Raw, read_reply, request, send, serving
 
@@ -106,19 +107,19 @@ def assert_promises(call: Call, model: Model) -> None:
     assert call.truncate in ("none", "start", "end")
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=quick_or(150, quick=50), deadline=None, derandomize=True)
 @given(st.one_of(values.map(dumped), any_object.map(dumped)))
 def test_any_json_is_a_call_or_a_refusal(body: bytes) -> None:
     check(body)
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=quick_or(250, quick=80), deadline=None, derandomize=True)
 @given(st.one_of(almost_good.map(dumped), damaged()))
 def test_a_right_request_with_something_wrong_in_it(body: bytes) -> None:
     check(body)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=quick_or(200, quick=50), deadline=None, derandomize=True)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_call_or_a_refusal(body: bytes) -> None:
     check(body)

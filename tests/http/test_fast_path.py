@@ -29,6 +29,7 @@ from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.exchange import Delivery, Reply
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
+from tests.data import quick_or
 from tests.http.raw import Raw, read_reply, request, send, serving
 
 LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
@@ -400,7 +401,7 @@ def test_each_byte_in_each_place_is_read_alike(parser: Parser) -> None:
     assert 500 < sum(taken) < len(taken) / 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=quick_or(300, quick=100), deadline=None)
 @given(st.data())
 def test_a_head_with_a_few_bytes_changed_is_read_alike_or_not_taken(parser: Parser, data: st.DataObject) -> None:
     raw = bytearray(ORDINARY["an SDK's"])
@@ -427,7 +428,7 @@ def test_what_is_declined_is_answered_as_without_a_fast_path_whatever_it_is() ->
         else:
             assert lines(with_fast_path) == lines(without)
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=quick_or(80, quick=30), deadline=None)
     @given(st.lists(st.tuples(NAMES, COLONS, VALUES, ENDS), max_size=3), st.booleans())
     def check(fields: list[tuple[str, str, str, str]], usual: bool) -> None:
         lengths = [value.strip() for name, _, value, _ in fields if name == "Content-Length"]

@@ -48,6 +48,11 @@ def node(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nod
         node.end()
 
 
+def told(said: str) -> list[str]:
+    """The lines that a node wrote, but for a busy machine's: how far its engine has loaded, that it is starved."""
+    return [line for line in said.splitlines() if " INFO embedmesh.engine: " not in line and "is starved" not in line]
+
+
 def expected(ids: list[int]) -> np.ndarray:
     return textbook(ids, make_weights(), pooling="mean", normalize=True)
 
@@ -237,7 +242,7 @@ def test_it_drains_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
     node.until(200)
     worker = node.worker()
     code, said = node.end()
-    assert (code, said, node.uds.exists()) == (0, "", False)
+    assert (code, told(said), node.uds.exists()) == (0, [], False)
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
 
@@ -310,9 +315,9 @@ def test_a_wrong_model_is_one_line_and_78(model: Model, tmp_path: Path, changes:
     node = Node(msgspec.structs.replace(model, **changes), tmp_path / "n.sock")
     _, said = node.process.communicate(timeout=START_S)
     assert node.process.returncode == 78
-    assert said.startswith("embedmesh node: ")
-    assert says in said
-    assert said.count("\n") == 1
+    (line,) = told(said)
+    assert line.startswith("embedmesh node: ")
+    assert says in line
     node.http.close()
 
 
@@ -383,7 +388,7 @@ def test_a_node_whose_models_all_fail_to_start_is_one_line_and_78(model: Model, 
     broken = [msgspec.structs.replace(model, id=name, aliases=(), digest=name * 64) for name in "ab"]
     node = Node(broken, tmp_path / "n.sock")
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1), said
+    assert (node.process.returncode, len(told(said))) == (78, 1), said
     assert "is not the model that the catalogue names" in said
     node.http.close()
 
@@ -395,21 +400,20 @@ def until(look: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [({"model": "x"}, 404, "model_not_found"), ({"model": "broken"}, 400, "invalid_value"), ({}, 400, "invalid_json")],
-)
-def test_what_cannot_be_loaded_is_refused_and_harms_nothing(
-    model: Model, tmp_path: Path, body: dict[str, str], status: int, code: str
-) -> None:
+def test_what_cannot_be_loaded_is_refused_and_harms_nothing(model: Model, tmp_path: Path) -> None:
     broken = msgspec.structs.replace(model, id="broken", aliases=(), digest="0" * 64)
     node = Node([model, broken], tmp_path / "n.sock", model="tiny")
     try:
         node.until(200)
-        reply = node.http.post("/v1/models", json=body)
-        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
-        assert len(vectors(node.embed())) == 1
-        assert len(node.http.get("/v1/models").json()["data"]) == 1
+        for body, status, code in (
+            ({"model": "x"}, 404, "model_not_found"),
+            ({"model": "broken"}, 400, "invalid_value"),
+            ({}, 400, "invalid_json"),
+        ):
+            reply = node.http.post("/v1/models", json=body)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+            assert len(vectors(node.embed())) == 1
+            assert len(node.http.get("/v1/models").json()["data"]) == 1
     finally:
         assert node.end()[0] == 0
 
@@ -490,7 +494,7 @@ def test_a_door_without_a_lock_and_an_unknown_model_are_one_line_and_78(
 ) -> None:
     node = Node(model, tmp_path / "n.sock", **options)
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1), said
+    assert (node.process.returncode, len(told(said))) == (78, 1), said
     assert says in said
     node.http.close()
 

@@ -26,6 +26,7 @@ from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.base64s import decode64, encode64
 from embedmesh.settings import store_path
 from embedmesh.storage.books.accounts import Account
+from embedmesh.storage.ledger.check import CheckReport
 
 COMMAND = (sys.executable, "-m", "embedmesh")
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -172,14 +173,19 @@ class Endpoint:
         """An account once nothing of it is held any more: all that was charged for is written down."""
 
         def settled() -> Account | None:
-            with open_books(self.data_dir, store_path(self.data_dir)) as books:
-                account = books.accounts.find(account_id)
+            account = books.accounts.find(account_id)
             return account if account.held_nanousd == 0 else None
 
-        try:
-            return wait_until(f"nothing of {account_id} is held", settled, SETTLE_S)
-        except AssertionError as late:
-            raise AssertionError(f"{late}; {self._held()}; {self.log.read_text()[-2_000:]}") from None
+        with open_books(self.data_dir, store_path(self.data_dir)) as books:
+            try:
+                return wait_until(f"nothing of {account_id} is held", settled, SETTLE_S)
+            except AssertionError as late:
+                raise AssertionError(f"{late}; {self._held()}; {self.log.read_text()[-2_000:]}") from None
+
+    def wait_held(self, account_id: str = "local") -> None:
+        """Wait until money is held for a request of an account: then a node is asked."""
+        with open_books(self.data_dir, store_path(self.data_dir)) as books:
+            wait_until("money is held", lambda: books.accounts.find(account_id).held_nanousd > 0, SETTLE_S)
 
     def _held(self) -> str:
         """What is held yet, row by row: for whoever reads a failure."""
@@ -190,10 +196,11 @@ class Endpoint:
         with contextlib.closing(sqlite3.connect(f"file:{store_path(self.data_dir)}?mode=ro", uri=True)) as store:
             return f"{[store.execute(sql).fetchall() for sql in looked]} at {int(time.time() * 1000)}"
 
-    def check_ledger(self) -> dict[str, Any]:
-        """`ledger check` as JSON; every promise must be kept."""
-        report: dict[str, Any] = run_json("ledger", "check", "--offline", "--data-dir", self.data_dir)
-        assert report["ok"], report["broken"]
+    def check_ledger(self) -> CheckReport:
+        """What `ledger check --offline` asks; every promise must be kept."""
+        with open_books(self.data_dir, store_path(self.data_dir)) as books:
+            report = books.check()
+        assert report.ok, report.broken
         return report
 
     # -- its processes -----------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Sidecar:
     def wait_ready(self) -> "Sidecar":
         def ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            nodes = run_json("nodes", "list", *self.operator)
+            nodes = self.endpoint.get("/v1/admin/nodes", self.endpoint.admin_key).json()["data"]
             return any(node["state"] == "ready" and CHAT in node["models"] for node in nodes)
 
         wait_until("the sidecar gets work", ready, READY_S)
