@@ -77,7 +77,7 @@ async def test_a_free_engine_gets_work_at_once() -> None:
         await settle()
         assert queue.calls == (1, 1)  # one waits, one runs
         engine.free.set()
-        assert await asyncio.gather(call, behind) == [[b"\x07"], [b"\x08"]]
+        assert [await call, await behind] == [[b"\x07"], [b"\x08"]]
         assert queue.calls == (0, 0)
 
 
