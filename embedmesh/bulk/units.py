@@ -16,7 +16,7 @@ from embedmesh.bulk.lines import LineBatch, Refusal
 from embedmesh.bulk.usage import WrongUsage
 
 UNIT_TEXTS_MAX = 2_048  # what one request could have
-UNIT_BYTES_MAX = 600_000  # about 150,000 tokens, a minute of one small node: what is lost with a worker
+JOB_UNIT_BYTES_MAX = 600_000  # about 150,000 tokens, a minute of one small node: what is lost with a worker
 REQUEST_TEXTS_MAX = 512  # of a request of a unit: 4 MiB of reply at 1,536 components
 REQUEST_TEXT_BYTES_MAX = 64 * 1024  # about 16,384 tokens, as the client packs them
 UNIT_KEY_HEX = 32  # 128 bits of SHA-256
@@ -92,7 +92,7 @@ def units_of(batches: Iterable[LineBatch], plan: JobPlan) -> Iterator[JobUnit]:
     for batch in batches:
         size = max(batch.end_bytes - end_bytes, 0) if batch.first else batch.end_bytes
         end_bytes = batch.end_bytes
-        for rows in pieces([_size(line) for line in batch.lines], UNIT_TEXTS_MAX, UNIT_BYTES_MAX):
+        for rows in pieces([_size(line) for line in batch.lines], UNIT_TEXTS_MAX, JOB_UNIT_BYTES_MAX):
             place = f"{batch.digest} {number} {first} {rows.start} {len(rows)} ".encode()
             yield _unit(
                 batch,

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from embedmesh.bulk.estimate import estimate
 from embedmesh.bulk.sources import batches_of
-from embedmesh.bulk.units import UNIT_BYTES_MAX, UNIT_TEXTS_MAX, JobPlan, JobUnit, units_of
+from embedmesh.bulk.units import JOB_UNIT_BYTES_MAX, UNIT_TEXTS_MAX, JobPlan, JobUnit, units_of
 from embedmesh.bulk.work import requests_of
 from embedmesh.commands.bulk import counting
 from tests.commands.edge import Edge, bootstrap, failure, start, vector_of
@@ -223,7 +223,7 @@ def test_an_estimate_has_its_spread() -> None:
 
 def test_the_input_alone_decides_what_a_unit_is(tmp_path: Path) -> None:
     """Cut twice it has the same keys, another input or model has others; units and requests keep their bounds."""
-    texts = ["x" * (1 + at % 40 * 100) for at in range(3_000)] + ["y" * UNIT_BYTES_MAX] * 2
+    texts = ["x" * (1 + at % 40 * 100) for at in range(3_000)] + ["y" * JOB_UNIT_BYTES_MAX] * 2
     file = jsonl(tmp_path / "in.jsonl", texts)
 
     def cut(plan: JobPlan = PLAN) -> list[JobUnit]:
@@ -233,7 +233,7 @@ def test_the_input_alone_decides_what_a_unit_is(tmp_path: Path) -> None:
     assert [unit.key for unit in units] == [unit.key for unit in cut()]
     assert [text for unit in units for text in unit.texts] == texts
     assert all(len(unit.texts) <= UNIT_TEXTS_MAX for unit in units)
-    assert all(sum(map(len, unit.texts)) <= UNIT_BYTES_MAX or len(unit.texts) == 1 for unit in units)
+    assert all(sum(map(len, unit.texts)) <= JOB_UNIT_BYTES_MAX or len(unit.texts) == 1 for unit in units)
     for unit in units:
         requests = requests_of(unit, list(range(len(unit.texts))))
         assert [text for request in requests for text in request.texts] == unit.texts

@@ -110,7 +110,7 @@ def test_ids_of_parts_are_those_of_the_whole(kind: str) -> None:
         assert [token for piece in pieces for token in whole(tokenizer, piece)] == expected
 
     agree()
-    assert seen > 100
+    assert seen > quick_or(100, quick=40)
 
 
 UNSAFE: dict[str, Callable[[], Tokenizer]] = {

@@ -139,6 +139,16 @@ async def completed(store: Store, shop: Shop, lease: BatchLease, *, failed: int 
     return await store.batches.finish(lease, output, errors, failed=failed)
 
 
+BREAKING_JOBS = [
+    ("jobs_have_their_money", "UPDATE tabs SET owner = 'gw_1'"),
+    ("jobs_have_their_money", "UPDATE jobs SET closed_ms = 1"),
+    ("jobs_are_their_requests", "UPDATE job_requests SET amount = amount + 1"),
+    ("jobs_are_their_requests", "UPDATE job_requests SET amount = 1000 WHERE done_ms IS NULL"),
+    ("jobs_are_their_requests", "UPDATE jobs SET texts = texts + 1"),
+    ("jobs_are_their_requests", "UPDATE jobs SET tokens = tokens + 1"),
+    ("jobs_are_their_requests", "DELETE FROM job_requests WHERE done_ms IS NOT NULL"),
+    ("keys_of_jobs_are_charged", "UPDATE usage SET hold_id = 'req_1'"),
+]
 BREAKING_BATCHES = [
     ("batches_have_their_money", "UPDATE tabs SET amount = amount + 1"),
     ("batches_have_their_money", "UPDATE tabs SET owner = 'gw_1'"),

@@ -14,7 +14,7 @@ from embedmesh.storage.ledger.open_tab import OpenTab
 from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
-from tests.storage.batching import BREAKING_BATCHES
+from tests.storage.batching import BREAKING_BATCHES, BREAKING_JOBS
 from tests.storage.shop import Shop, charge, secret
 from tests.storage.test_locks import open_lock
 
@@ -184,7 +184,9 @@ def without_defences(db: Db) -> None:
 def test_every_promise_has_a_way_to_break_it(shop: Shop) -> None:
     """The tables above cover the whole check."""
     more = BREAKING_SQLITE if shop.place == shop.path else BREAKING_POSTGRES
-    assert {*BREAKING, *more, *(promise for promise, _ in BREAKING_BATCHES)} == set(shop.books.check().promises)
+    assert {*BREAKING, *more, *(promise for promise, _ in BREAKING_BATCHES + BREAKING_JOBS)} == set(
+        shop.books.check().promises
+    )
 
 
 @pytest.mark.parametrize("promise", [*BREAKING, *BREAKING_SQLITE, *BREAKING_POSTGRES])

@@ -22,7 +22,7 @@ from embedmesh.rules.limits import JOB_GRACE_S, JOB_KEPT_S, JOBS_OPEN_OF_ACCOUNT
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.db import refusals
 from embedmesh.storage.store import Store
-from tests.storage.batching import new_key
+from tests.storage.batching import BREAKING_JOBS, new_key
 from tests.storage.shop import LASTS_MS, Shop
 from tests.storage.test_books import without_defences
 
@@ -368,19 +368,7 @@ async def test_a_gateway_that_starts_again_drops_its_attempts_and_no_others(stor
 # -- the schema, and the check
 
 
-@pytest.mark.parametrize(
-    ("promise", "breaking"),
-    [
-        ("jobs_have_their_money", "UPDATE tabs SET owner = 'gw_1'"),
-        ("jobs_have_their_money", "UPDATE jobs SET closed_ms = 1"),
-        ("jobs_are_their_requests", "UPDATE job_requests SET amount = amount + 1"),
-        ("jobs_are_their_requests", "UPDATE job_requests SET amount = 1000 WHERE done_ms IS NULL"),
-        ("jobs_are_their_requests", "UPDATE jobs SET texts = texts + 1"),
-        ("jobs_are_their_requests", "UPDATE jobs SET tokens = tokens + 1"),
-        ("jobs_are_their_requests", "DELETE FROM job_requests WHERE done_ms IS NOT NULL"),
-        ("keys_of_jobs_are_charged", "UPDATE usage SET hold_id = 'req_1'"),
-    ],
-)
+@pytest.mark.parametrize(("promise", "breaking"), BREAKING_JOBS)
 async def test_the_check_sees_what_was_done_to_jobs(shop: Shop, store: Store, promise: str, breaking: str) -> None:
     shop.credit(1_000)
     client = await opened(store, shop)

@@ -27,7 +27,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
-from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
+from embedmesh.rules.errors import Failure, MethodNotAllowed
 from embedmesh.rules.exchange import JOB_HEADER, Delivery, RequestHead
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
@@ -185,7 +185,7 @@ class EmbeddingsApi(Api):
             EMBEDDINGS_PATH,
             (EMBED_SCOPE,),
             create_embeddings,
-            failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),
+            failures=tuple(failure for failure in TABLE if failure is not MethodNotAllowed),
             details=f"A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
             f"{REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. Other paths of the same route: "
             f"{', '.join(f'`{path}`' for path, same in OTHER_PATHS.items() if same == EMBEDDINGS_PATH)}. The star is "
