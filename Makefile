@@ -11,8 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
-BENCHES := ships streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client
+BENCHES := ships streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
