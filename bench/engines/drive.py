@@ -46,9 +46,10 @@ def _by_daft(texts: list[str], **options: Any) -> Any:
     import daft
     from daft.functions import embed_text
 
-    frame = daft.from_pydict({"text": texts})
-    found = frame.select(embed_text(frame["text"], **options).alias("embedding")).to_arrow()
-    return np.stack(found.column("embedding").to_numpy())
+    frame = daft.from_pydict({"at": list(range(len(texts))), "text": texts})
+    found = frame.select(frame["at"], embed_text(frame["text"], **options).alias("embedding")).to_arrow()
+    order = np.argsort(found.column("at").to_numpy())  # batches come in the order in which they are done
+    return np.stack(found.column("embedding").to_numpy())[order]
 
 
 def ray(job: Job, texts: list[str]) -> Any:
