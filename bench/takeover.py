@@ -27,7 +27,7 @@ from bench.rig.postgres import serving_if
 from bench.rig.processes import EMBEDMESH, Process, children_of, wait_for
 
 KEY_SECRET = "key.secret"
-EPOCHS = "SELECT batch_id, epoch FROM batches"  # raised by whoever takes a batch
+EPOCHS = "SELECT batch_id, epoch FROM batches"  # a gateway that takes a batch raises it
 WITHIN_S = 300.0  # for a batch, on a slow machine
 
 

@@ -165,7 +165,7 @@ class KilledJob:
         self.started = 0
 
     def run(self, order: list[str], units: int, dice: Random, workers_of: Process | None) -> Counter[str]:
-        """To its end, with a kill each time that so many more parts are there. Raises RuntimeError."""
+        """To its end. A process is killed each time that some more parts are there. Raises RuntimeError."""
         killed: Counter[str] = Counter()
         step = units / (len(order) + 1)
         marks = [step * (at + dice.random()) for at in range(len(order))]

@@ -1,4 +1,4 @@
-"""Units in a real PostgreSQL with pgvector: each row once, whatever table is there and whoever dies."""
+"""Units in a real PostgreSQL with pgvector: each row once, in any table that is there, whichever process dies."""
 
 import re
 import signal

@@ -459,7 +459,7 @@ async def test_an_account_has_a_bounded_number_of_open_batches(store: Store, sho
     ("charged", "number"), [(0, BATCHES_UNPAID_OF_ACCOUNT_A_DAY_MAX), (1, BATCHES_OF_ACCOUNT_A_DAY_MAX)]
 )
 async def test_batches_that_fail_do_not_fill_the_store(store: Store, shop: Shop, charged: int, number: int) -> None:
-    """Their rows are kept: so many a day, and no more; of those for which nobody has paid fewer."""
+    """Their rows are kept, so a day has a bound of them; a smaller one holds for those that nobody has paid for."""
     key_id = new_key(shop)
     await store.files.add(new_file(shop), bytes_max=ROOM)
     await store.batches.create(asks(key_id))
