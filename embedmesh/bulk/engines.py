@@ -12,7 +12,7 @@ from embedmesh.bulk.work import UnitWorker
 
 LOCAL_UNITS = 8  # at one time: several requests each; with vectors of 1,536 components 12 MB each
 # To begin with, and one more for each that is done. So a killed run leaves no more to be computed again than it has
-# done, and these: a gateway computes free as much as was paid.
+# done, and these: what a gateway computes free is bounded by what was paid.
 FIRST_UNITS = 2
 
 RunUnits = Callable[[Iterator[dict[str, Any]], JobPlan, int | None], Iterator[dict[str, Any]]]

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from embedmesh.rules.holds import Charge, Claim, Hold
-from embedmesh.rules.limits import JOB_RECOMPUTED_TOKENS_FREE
+from embedmesh.rules.limits import JOB_RECOMPUTES_MAX
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.tabs import TabState
 
@@ -132,5 +132,5 @@ def job_request_id(job_id: str, key_hash: bytes) -> str:
 
 
 def may_recompute(tokens: int, charged_tokens: int, recomputed_tokens: int) -> bool:
-    """Whether a job may have that many tokens computed again: what was paid may be had once more, and a request."""
-    return recomputed_tokens + tokens <= charged_tokens + JOB_RECOMPUTED_TOKENS_FREE
+    """Whether a job may have that many tokens computed again: JOB_RECOMPUTES_MAX times what was paid, at the most."""
+    return recomputed_tokens + tokens <= charged_tokens * JOB_RECOMPUTES_MAX

@@ -102,10 +102,10 @@ async def test_a_job_from_end_to_end(caller: Employer) -> None:
 async def test_what_comes_at_one_moment_is_charged_once(caller: Employer) -> None:
     """The first does the work; the others wait, and are computed free."""
     job_id = await caller.open()
-    replies = await asyncio.gather(*(caller.embed(job_id, f"unit-{number % 3}") for number in range(24)))
+    replies = await asyncio.gather(*(caller.embed(job_id, f"unit-{number % 3}") for number in range(15)))
     assert {reply.status for reply in replies} == {200} and len({reply.body for reply in replies}) == 1
     costs = sorted(int(reply.headers["x-embedmesh-cost-nanousd"]) for reply in replies)
-    assert costs[:21] == [0] * 21 and 0 < costs[21] == costs[22] == costs[23]
+    assert costs[:12] == [0] * 12 and 0 < costs[12] == costs[13] == costs[14]
     closed = await caller.ask("POST", f"/v1/jobs/{job_id}/cancel")
     assert (closed["requests"], closed["charged_nanousd"]) == (3, sum(costs))
     assert await caller.money() == (DOLLAR - sum(costs), 0)
@@ -176,10 +176,10 @@ async def test_money_is_the_jobs_alone(caller: Employer, monkeypatch: pytest.Mon
     assert (await caller.embed(job_id, "one")).status == 200
     short = await caller.embed(job_id, "two")
     assert (short.status, short.error["code"]) == (429, "insufficient_quota") and job_id in short.error["message"]
-    monkeypatch.setattr(jobs, "JOB_RECOMPUTED_TOKENS_FREE", 0)
+    monkeypatch.setattr(jobs, "JOB_RECOMPUTES_MAX", 1)
     assert (await caller.embed(job_id, "one")).status == 200
     often = await caller.embed(job_id, "one")
-    assert (often.status, often.error["code"]) == (429, "insufficient_quota") and "once more" in often.error["message"]
+    assert (often.status, often.error["code"]) == (429, "insufficient_quota") and "times more" in often.error["message"]
     for each in (job_id, rest):
         await caller.ask("POST", f"/v1/jobs/{each}/cancel")
     assert await caller.money() == (DOLLAR - cost, 0)

@@ -210,7 +210,7 @@ async def test_what_a_job_does_not_pay(
 async def test_what_is_computed_again_is_bounded_by_what_was_paid(
     store: Store, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "JOB_RECOMPUTED_TOKENS_FREE", 7)
+    monkeypatch.setattr(jobs, "JOB_RECOMPUTES_MAX", 2)
     shop.credit(1_000)
     client = await opened(store, shop)
     assert [await client.pay(store, key) for key in ("one", "one", "one")] == [BEGUN, AGAIN, AGAIN]

@@ -86,7 +86,7 @@ class JobsApi(Api):
 
         Its budget is set aside until you cancel it or it expires. Embedding requests with the header `x-embedmesh-job`
         and an `Idempotency-Key` are charged from it, each key once; the same request again is computed again, free, as
-        long as what is free stays within what was paid and 300,000 tokens.
+        long as what is free stays within four times what was paid.
         """
         body, caller = call.body, call.caller
         new = NewJob(

@@ -22,7 +22,13 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.file_failures import JobOver
 from embedmesh.rules.holds import Charge, Hold
 from embedmesh.rules.jobs import KeyedRequest, KeyedStart, NewJob, may_recompute
-from embedmesh.rules.limits import JOB_GRACE_S, JOB_REQUESTS_MAX, JOBS_OF_ACCOUNT_A_DAY_MAX, JOBS_OPEN_OF_ACCOUNT_MAX
+from embedmesh.rules.limits import (
+    JOB_GRACE_S,
+    JOB_RECOMPUTES_MAX,
+    JOB_REQUESTS_MAX,
+    JOBS_OF_ACCOUNT_A_DAY_MAX,
+    JOBS_OPEN_OF_ACCOUNT_MAX,
+)
 from embedmesh.rules.money import format_usd
 from embedmesh.rules.tabs import TabState
 from embedmesh.storage.db import Db
@@ -303,5 +309,5 @@ def _check_recompute(job: JobMet, request: KeyedRequest) -> None:
     if not may_recompute(request.tokens, job.tokens, job.recomputed_tokens):
         raise InsufficientQuota(
             f"{request.job_id} has had {job.recomputed_tokens:,} tokens computed again, free, and has paid for "
-            f"{job.tokens:,}: what was paid may be had once more. Keep the replies, or open another job."
+            f"{job.tokens:,}, which may be had {JOB_RECOMPUTES_MAX} times more. Keep the replies, or open another job."
         )
