@@ -5,12 +5,14 @@ They are installed in `.bench/engines`, where the tests of tests/engines run fir
 * `embedmesh embed --engine …` over `--texts` texts with a budget, while its driver, its workers and the gateway are
   killed by dice: every id once with its own vector, every token charged once, nothing held in the end;
 * `--real-texts` texts at a real `embedmesh serve`, in turns: our client, Daft with our provider and with its own, Ray.
-  Engines keep the node as busy as our client does, but for NODE_SHARE_MIN.
+  Engines keep the node as busy as our client does, but for NODE_SHARE_MIN. An engine's own processes take CPU from a
+  node on the same cores, so the node's busy share is told, too: the time in which a batch runs, of all time.
 
 Exit code 0 only if the tests pass and every promise of the kills is kept; speed is told beside its target.
 """
 
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import httpx
 import msgspec
 import numpy as np
 
@@ -28,7 +31,7 @@ from bench.rig.corpus import corpus
 from bench.rig.figures import Spread, Target
 from bench.rig.http import MODEL
 from bench.rig.install import NotInstalled, install
-from bench.rig.live import serving
+from bench.rig.live import Live, serving
 from bench.rig.processes import clean_environment
 from tests.data import CHECKOUT
 
@@ -41,6 +44,7 @@ RUN_S = 900.0
 TESTS_S = 600.0
 SAME = 2e-4  # vectors of one text in two batches of a real node differ by less
 SEED = 44
+BATCH_SECONDS = re.compile(r"^embedmesh_node_batch_seconds_sum\{.*\} (\S+)$", re.MULTILINE)
 
 
 class WayRow(msgspec.Struct, frozen=True):
@@ -49,6 +53,7 @@ class WayRow(msgspec.Struct, frozen=True):
     way: str
     texts_per_s: Spread
     share_of_client: Spread
+    node_busy: Spread
     wrong: int
 
 
@@ -113,6 +118,7 @@ def kill_run(engine: str, texts: Sequence[str], kills: int, dice: Random) -> Kil
 def real_rows(texts: list[str], rounds: int) -> tuple[list[WayRow], dict[str, str]]:
     """Every way in turns, at one real node."""
     rates: dict[str, list[float]] = {}
+    busy: dict[str, list[float]] = {}
     wrong: dict[str, int] = {}
     left_out: dict[str, str] = {}
     with serving() as live, tempfile.TemporaryDirectory(prefix="embedmesh-engines-") as name, progress() as bar:
@@ -123,6 +129,7 @@ def real_rows(texts: list[str], rounds: int) -> tuple[list[WayRow], dict[str, st
         for _ in bar.track(range(rounds), description="a real node"):
             for way in (way for way in WAYS if way not in left_out):
                 command = [str(install("engines")), str(Path(__file__).with_name("drive.py")), way, str(file)]
+                before = batch_seconds(live)
                 done = subprocess.run(
                     command,
                     env=clean_environment(quiet(Path(name))),
@@ -134,7 +141,9 @@ def real_rows(texts: list[str], rounds: int) -> tuple[list[WayRow], dict[str, st
                 if done.returncode:
                     left_out[way] = (done.stderr.strip() or "no words").splitlines()[-1][:200]
                     continue
-                rates.setdefault(way, []).append(len(texts) / json.loads(done.stdout.splitlines()[-1])["seconds"])
+                seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
+                rates.setdefault(way, []).append(len(texts) / seconds)
+                busy.setdefault(way, []).append((batch_seconds(live) - before) / seconds)
                 found = np.load(vectors)
                 expected = found if expected is None else expected
                 same = found.shape == expected.shape
@@ -143,11 +152,24 @@ def real_rows(texts: list[str], rounds: int) -> tuple[list[WayRow], dict[str, st
                 )
     ours = rates.get(CLIENT, [])
     rows = [
-        WayRow(way, Spread.of(each), Spread.of([one / base for one, base in zip(each, ours, strict=False)]), wrong[way])
+        WayRow(
+            way,
+            Spread.of(each),
+            Spread.of([one / base for one, base in zip(each, ours, strict=False)]),
+            Spread.of(busy[way]),
+            wrong[way],
+        )
         for way, each in rates.items()
         if ours
     ]
     return rows, left_out
+
+
+def batch_seconds(live: Live) -> float:
+    """How long the node has computed until now, by its own metrics."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(live.node_socket)), base_url="http://node") as node:
+        page = node.get("/metrics").text
+    return sum(float(found) for found in BATCH_SECONDS.findall(page))
 
 
 def targets_of(rows: Sequence[WayRow]) -> list[Target]:

@@ -54,19 +54,22 @@ def _by_daft(texts: list[str], **options: Any) -> Any:
 
 def ray(job: Job, texts: list[str]) -> Any:
     """map_batches."""
+    import pyarrow
     import ray
 
     from embedmesh.ray import Embedder
 
-    data = ray.data.from_items([{"at": at, "text": text} for at, text in enumerate(texts)]).map_batches(
+    table = pyarrow.table({"at": np.arange(len(texts)), "text": texts})
+    data = ray.data.from_arrow(table).map_batches(
         Embedder,
         fn_constructor_kwargs={**_access(job), "model": job["model"]},
         batch_size=BATCH,
         concurrency=1,
         num_cpus=0.2,
     )
-    rows = sorted(data.take_all(), key=lambda row: row["at"])
-    return np.stack([row["embedding"] for row in rows])
+    batches = list(data.iter_batches(batch_size=None))  # `take_all` makes a dict of every row
+    order = np.argsort(np.concatenate([batch["at"] for batch in batches]))
+    return np.concatenate([batch["embedding"] for batch in batches])[order]
 
 
 def _access(job: Job) -> Job:
