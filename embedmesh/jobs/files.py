@@ -63,6 +63,7 @@ class FileStore:
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
         )
         self.sending: Counter[str] = Counter()  # by account: bytes of files that are being uploaded here
+        self.free_bytes: int | None = None  # what files may take yet, at the last look
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     async def open(self) -> None:
@@ -202,6 +203,7 @@ class FileStore:
         """Sweep now and then, for ever; cancel it."""
         while True:
             try:
+                self.free_bytes = await self.in_thread(self.folder.free_bytes)
                 await self.sweep()
             except (StoreUnavailable, StorageFull):
                 log.info("files cannot be swept now: they wait")
