@@ -218,7 +218,9 @@ def test_chart_and_compose_bring_the_same_files() -> None:
     (board,) = (each for each in of_kind("ConfigMap") if each["metadata"]["name"].endswith("-dashboard"))
     assert json.loads(board["data"]["embedmesh.json"]) == DASHBOARD
     services = yaml.safe_load((DEPLOY / "compose.cluster.yaml").read_text())["services"]
-    mounts = dict(str(each).split(":")[:2] for each in services["prometheus"]["volumes"] + services["grafana"]["volumes"])
+    mounts = dict(
+        str(each).split(":")[:2] for each in services["prometheus"]["volumes"] + services["grafana"]["volumes"]
+    )
     config = yaml.safe_load((DEPLOY / "compose" / "prometheus.yaml").read_text())
     within = Path(mounts["./prometheus"]).relative_to("/etc/prometheus")
     assert config["rule_files"] == [f"{within}/rules.yaml", f"{within}/alerts.yaml"]

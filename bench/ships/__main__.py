@@ -1,4 +1,4 @@
-"""What ships, built and started: `python -m bench.ships [image cluster chart units proxies watched] [--golden] [--json]`.
+"""What ships, built, started, watched: `python -m bench.ships [PART …] [--golden] [--json]`.
 
 Tools come from Debian where we are root, from PyPI and npm; what cannot be had is said to be skipped. The base of the
 image is made of Debian's packages, since no registry may be reachable; users take a public one.

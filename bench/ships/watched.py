@@ -1,7 +1,7 @@
 """What watches: Prometheus' rules by its own tool, then a real one that reads a gateway and two nodes, all under load.
 
-Every panel of the dashboard shows something, or says when it is empty. Then nodes, store and gateway are broken, and the
-alerts that this must fire do. In a copy of the rules a minute that an alert waits is a second.
+Every panel of the dashboard shows something, or says when it is empty. Then nodes, store and gateway are broken, and
+the alerts that this must fire do. In a copy of the rules a minute that an alert waits is a second.
 """
 
 import json
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def check_watched(rows: Checklist) -> None:
         promtool, prometheus = system_tool("promtool", "prometheus"), system_tool("prometheus")
         said = run([promtool, "check", "rules", RULES / "rules.yaml", RULES / "alerts.yaml"])
         rows.check("promtool takes rules and alerts", "FAILED" not in said, said)
-        rows.check("each alert fires, and before does not", True, run([promtool, "test", "rules", RULES / "alerts.test.yaml"]))
+        rows.check(
+            "each alert fires, and before does not", True, run([promtool, "test", "rules", RULES / "alerts.test.yaml"])
+        )
         with tempfile.TemporaryDirectory() as folder, serving() as server, ExitStack() as running:
             _check(rows, Watched(Path(folder), server, running), promtool, prometheus)
     except NotInstalled as why:
@@ -91,8 +93,8 @@ class Watched:
         return self._started(command, f"node-{number}")
 
     def start_gateway(self) -> Process:
-        command = [*EMBEDMESH, "gateway", "--host", HOST, "--port", str(self.port), "--nodes"]
-        command += [f"unix:{self.folder}/{number}.sock" for number in range(2)]
+        command = [*EMBEDMESH, "gateway", "--host", HOST, "--port", str(self.port)]
+        command += [word for number in range(2) for word in ("--nodes", f"unix:{self.folder}/{number}.sock")]
         command += ["--tls-cert", str(self.folder / "fullchain.pem"), "--tls-key", str(self.folder / "privkey.pem")]
         return self._started(command, "gateway")
 
@@ -162,7 +164,9 @@ class Watched:
 
     def _embedmesh(self, *words: str) -> str:
         environment = clean_environment(self.environment)
-        return subprocess.run([*EMBEDMESH, *words], env=environment, capture_output=True, check=True, text=True).stdout.strip()
+        return subprocess.run(
+            [*EMBEDMESH, *words], env=environment, capture_output=True, check=True, text=True
+        ).stdout.strip()
 
 
 def panels() -> Iterator[tuple[str, str, bool]]:
@@ -184,7 +188,10 @@ def _check(rows: Checklist, watched: Watched, promtool: str, prometheus: str) ->
     with meanwhile(*[watched.keep_asking] * CALLERS):
         watched.send_batch()
         time.sleep(LOAD_S)
-        for name, pages in (("gateway", watched.url("/metrics")), ("node", f"http://{HOST}:{watched.monitors[0]}/metrics")):
+        for name, pages in (
+            ("gateway", watched.url("/metrics")),
+            ("node", f"http://{HOST}:{watched.monitors[0]}/metrics"),
+        ):
             page = watched.http.get(pages, headers={"Authorization": f"Bearer {watched.metrics_key}"}).content
             said = _lint(promtool, page)
             rows.check(f"promtool check metrics: {name}", said == [], "; ".join(said))
@@ -194,7 +201,11 @@ def _check(rows: Checklist, watched: Watched, promtool: str, prometheus: str) ->
         said_so = [title for title, series, may_be_empty in shown if not series and may_be_empty]
         rows.check("others say when they are empty", True, f"{len(said_so)}: {', '.join(said_so)}")
         firing = watched.firing()
-        rows.check("while all is well one alert fires: two days are left to the certificate", firing == {"EmbedmeshCertificateExpires"}, firing)
+        rows.check(
+            "while all is well one alert fires: two days are left to the certificate",
+            firing == {"EmbedmeshCertificateExpires"},
+            firing,
+        )
         _break(rows, watched)
 
 
@@ -204,7 +215,11 @@ def _break(rows: Checklist, watched: Watched) -> None:
     def fires(what: str, *alerts: str) -> None:
         begun = time.monotonic()
         found = wait_for(_slowly(lambda: set(alerts) <= watched.firing()), WITHIN_S)
-        rows.check(f"{what}: {', '.join(alerts)}", found, f"after {time.monotonic() - begun:.0f} s" if found else watched.firing())
+        rows.check(
+            f"{what}: {', '.join(alerts)}",
+            found,
+            f"after {time.monotonic() - begun:.0f} s" if found else watched.firing(),
+        )
 
     with meanwhile(*[lambda _stop: watched.embed(LARGE)] * 3):
         fires("three requests of 200,000 tokens", "EmbedmeshQueueLong")
@@ -225,7 +240,13 @@ def _break(rows: Checklist, watched: Watched) -> None:
         rows.check("a gateway that was killed serves again", wait_for(_slowly(watched.is_ready), START_S))
         time.sleep(3.0)  # some scrapes
     fires("a gateway was killed three times", "EmbedmeshGatewayRestarts")
-    over = {"EmbedmeshNoNodeReady", "EmbedmeshStoreAway", "EmbedmeshNodeEjected", "EmbedmeshTargetDown", "EmbedmeshQueueLong"}
+    over = {
+        "EmbedmeshNoNodeReady",
+        "EmbedmeshStoreAway",
+        "EmbedmeshNodeEjected",
+        "EmbedmeshTargetDown",
+        "EmbedmeshQueueLong",
+    }
     ended = wait_for(_slowly(lambda: not over & watched.firing()), WITHIN_S)
     rows.check("alerts end with their cause", ended, watched.firing())
 

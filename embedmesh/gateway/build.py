@@ -292,9 +292,7 @@ def _jobs(
     return JobParts(files, runner, apis)
 
 
-def _gauges(
-    store: Store, scheduler: Scheduler, world: World, certificate: Certificate | None
-) -> dict[str, float]:
+def _gauges(store: Store, scheduler: Scheduler, world: World, certificate: Certificate | None) -> dict[str, float]:
     """What /metrics shows of the store, the nodes, the cache, the replies and the port's certificate."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
     values["store_unavailable"] = not store.healthy()

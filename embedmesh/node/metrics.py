@@ -45,7 +45,7 @@ class NodeMetrics:
     """All metrics of one node, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # or each counter and histogram has a gauge beside it
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter and histogram has a gauge beside it
         self._calls: list[tuple[str, int, int, float]] = []  # noted and not yet counted
         self._batches: list[tuple[str, int, float]] = []
         self._registry = CollectorRegistry()

@@ -58,7 +58,15 @@ def test_requests_are_told_by_route_model_and_code_and_their_seconds_by_outcome(
     counts = metrics.route(ROUTE)
     counts.ended("ok", "acme/tiny", 0.002, 5, 70)
     counts.ended("ok", "acme/tiny", 7.0)
-    for code in ("invalid_json", "model_not_found", "broken_off", "dropped", "overloaded", "bad_node_response", "new_one"):
+    for code in (
+        "invalid_json",
+        "model_not_found",
+        "broken_off",
+        "dropped",
+        "overloaded",
+        "bad_node_response",
+        "new_one",
+    ):
         counts.ended(code, "", 0.0001)
     metrics.route("/v1/models").ended("ok", "", 0.002)
     metrics.route(NO_ROUTE).ended("not_found", "", 0.0)
@@ -117,7 +125,9 @@ def test_no_counter_falls_where_a_worker_died_and_another_took_its_place(worker:
     one.route(ROUTE).ended("ok", "m", 0.5)
     before = values(one.text())
     after = values(worker(1, cache_hits=0.0, in_flight=0.0).text())
-    assert after["embedmesh_requests_total", "ok", "m", ROUTE] == before["embedmesh_requests_total", "ok", "m", ROUTE] == 1
+    assert (
+        after["embedmesh_requests_total", "ok", "m", ROUTE] == before["embedmesh_requests_total", "ok", "m", ROUTE] == 1
+    )
     assert after["embedmesh_cache_hits_total",] == 10
     assert after["embedmesh_request_seconds_sum", "m", "ok", ROUTE] == 0.5
     assert after["embedmesh_in_flight",] == 0  # what is now is not carried on

@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md is made from the tables (`python -m tests.gateway.test_metrics_page`), and real pages agree.
+"""docs/reference/metrics.md is made from tables: `python -m tests.gateway.test_metrics_page`. Real pages agree.
 
 Names follow Prometheus' conventions, and none stands for two things.
 """
@@ -15,10 +15,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from embedmesh.engine.plan import Plan
 from embedmesh.gateway.api.fleet_metrics import FLEET_COUNTERS, FLEET_GAUGES, NODES_MEASURED_MAX
 from embedmesh.gateway.api.metrics import BUCKETS_S, GATEWAY_COUNTERS, GATEWAY_GAUGES, GATEWAY_HISTOGRAMS
-from embedmesh.node.metrics import NODE_COUNTERS, NODE_GAUGES, NODE_HISTOGRAMS, PICKER_GAUGES, SECONDS_BUCKETS, NodeMetrics
+from embedmesh.node.metrics import (
+    NODE_COUNTERS,
+    NODE_GAUGES,
+    NODE_HISTOGRAMS,
+    PICKER_GAUGES,
+    SECONDS_BUCKETS,
+    NodeMetrics,
+)
 from embedmesh.rules.metrics import MetricWords, words_and_labels
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+NONE = "-"
 UNITS = {
     "timestamp_seconds": "s since 1970",
     "tokens_per_second": "tokens/s",
@@ -30,13 +38,14 @@ UNITS = {
 """By a part of the name, the first that fits. What has none of them is counted by itself."""
 HEAD = f"""# Metrics
 
-All that processes of embedmesh show to Prometheus, made from the tables in the code. [How to watch](../how-to/metrics.md),
-[what to do when an alert fires](../how-to/alerts.md).
+All that processes of embedmesh show to Prometheus, made from the tables in the code. [How to
+watch](../how-to/metrics.md), [what to do when an alert fires](../how-to/alerts.md).
 
-A gateway answers `GET /metrics` for keys with the scope `metrics` or `admin`, a node on its `--monitor` port. Units are base units; money is integers of
-nano-USD (1e-9 USD), as in the ledger. Counters only rise, also where a worker of a gateway dies. Labels are words of closed lists: `route` is
-the path of a route as the API's description has it, `model` an id of the catalogue, `code` one of the
-[errors](contract.md), `node` the id of an admitted node (the first {NODES_MEASURED_MAX:,}).
+A gateway answers `GET /metrics` for keys with the scope `metrics` or `admin`, a node on its `--monitor` port. Units are
+base units; money is integers of nano-USD (1e-9 USD), as in the ledger. Counters only rise, also where a worker of a
+gateway dies. Labels are words of closed lists: `route` is the path of a route as the API's description has it, `model`
+an id of the catalogue, `code` one of the [errors](contract.md), `node` the id of an admitted node (the first
+{NODES_MEASURED_MAX:,}).
 """
 
 
@@ -50,11 +59,11 @@ class MetricRow(NamedTuple):
 
     @property
     def unit(self) -> str:
-        return next((unit for part, unit in UNITS.items() if part in self.name), "–")
+        return next((unit for part, unit in UNITS.items() if part in self.name), NONE)
 
     @property
     def line(self) -> str:
-        labels = ", ".join(f"`{label}`" for label in self.labels) or "–"
+        labels = ", ".join(f"`{label}`" for label in self.labels) or NONE
         return f"| `{self.name}` | {self.kind} | {labels} | {self.unit} | {self.words.removesuffix('.')} |"
 
 
@@ -84,10 +93,14 @@ PARTS = {
     "Gateway": ("", GATEWAY),
     "Gateway: its nodes": ("As each gateway sees them; another may see another.", FLEET),
     "Node": (
-        "The last three are what the endpoint picker of Kubernetes' Gateway API inference extension reads, by the names of vLLM.",
+        "The last three are what the endpoint picker of Kubernetes' Gateway API inference extension reads, "
+        "by the names of vLLM.",
         NODE,
     ),
-    "Every process": ("From the operating system. With several workers a gateway shows sums, but for moments.", PROCESS),
+    "Every process": (
+        "From the operating system. With several workers a gateway shows sums, but for moments.",
+        PROCESS,
+    ),
 }
 
 
@@ -99,8 +112,8 @@ def drawn() -> str:
         parts.append("\n".join([*lines, *(row.line for row in sorted(rows))]) + "\n")
     bounds = " ".join(f"{bound:g}" for bound in BUCKETS_S)
     parts.append(
-        f"## Buckets\n\nOf a histogram there are `_bucket`, `_sum` and `_count`. Bounds in seconds: {bounds}; a node's end at "
-        f"{SECONDS_BUCKETS[-1]:g}.\n"
+        f"## Buckets\n\nOf a histogram there are `_bucket`, `_sum` and `_count`. Bounds in seconds: {bounds}; "
+        f"a node's end at {SECONDS_BUCKETS[-1]:g}.\n"
     )
     return "\n".join(parts)
 
@@ -138,14 +151,16 @@ def test_a_name_stands_for_one_thing_and_follows_the_conventions() -> None:
     for row in every:
         assert row.words and len(row.labels) <= 3
         assert row.name in PICKER_GAUGES or re.fullmatch(r"embedmesh_[a-z_]+", row.name)
-        assert not re.search(r"_(total|count|sum|bucket|info|ms|us|kb|mb|milliseconds)\Z", row.name.removesuffix("_total"))
+        assert not re.search(
+            r"_(total|count|sum|bucket|info|ms|us|kb|mb|milliseconds)\Z", row.name.removesuffix("_total")
+        )
         assert row.kind != "histogram" or row.name.endswith("_seconds")
 
 
 def test_a_node_shows_what_the_page_lists() -> None:
     metrics = NodeMetrics()
     metrics.answered("m", 1, 2, 0.1)
-    metrics.batch("m", Plan((), 8), 0.1)
+    metrics.batch("m", Plan(1, 8, [], bulk=False), 0.1)
     metrics.refused("m")
     metrics.started("m")
     metrics.state("m", waiting_tokens=0, ready=True, starved=False)

@@ -65,8 +65,7 @@ class GatewayApp:
 
         A caller has to read a reply within `write_s` seconds.
         """
-        self._world = world
-        self._registry = registry
+        self._world, self._registry = world, registry
         self._admin_certificate = admin_certificate
         origins = origins or Origins()
         room = Room(in_flight_max, FULL.format(in_flight_max))

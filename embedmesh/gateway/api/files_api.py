@@ -44,8 +44,8 @@ from embedmesh.rules.limits import (
     PAGE_ROWS_MAX,
     WRITE_REPLY_S,
 )
-from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.metrics import MetricReadings
+from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
 from embedmesh.storage.files import FileRows
 

@@ -60,15 +60,14 @@ class FleetCollector(Collector):
 
 
 def _readings(nodes: dict[str, Node]) -> MetricReadings:
-    sent_away = {
-        state: {
+    def sent_away(state: NodeState) -> dict[tuple[str, ...], float]:
+        return {
             (name, check.value): count
             for name, node in nodes.items()
             for (where, check), count in node.sent_away.items()
             if where is state
         }
-        for state in (NodeState.EJECTED, NodeState.QUARANTINED)
-    }
+
     return {
         "node_state": {
             (name, state.value): float(node.state is state) for name, node in nodes.items() for state in NodeState
@@ -83,8 +82,8 @@ def _readings(nodes: dict[str, Node]) -> MetricReadings:
         "node_failures": {
             (name, check.value): count for name, node in nodes.items() for check, count in node.failed.items()
         },
-        "node_ejections": sent_away[NodeState.EJECTED],
-        "node_quarantines": sent_away[NodeState.QUARANTINED],
+        "node_ejections": sent_away(NodeState.EJECTED),
+        "node_quarantines": sent_away(NodeState.QUARANTINED),
     }
 
 

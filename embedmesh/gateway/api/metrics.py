@@ -103,7 +103,7 @@ class Metrics:
 
     def __init__(self, readings: Callable[[], MetricReadings], workers: WorkerMetrics | None = None) -> None:
         """With `workers`, a page is the sum over all gateway processes that share a port."""
-        prometheus_client.disable_created_metrics()  # or each counter and histogram has a gauge beside it
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter and histogram has a gauge beside it
         self.registry = CollectorRegistry()
         self._workers = workers
         self._routes: defaultdict[str, RouteCounts] = defaultdict(RouteCounts)
