@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,6 +70,7 @@ class FileStore:
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
         await self.in_thread(self.folder.make)
+        await self._look()
 
     async def close(self) -> None:
         """Wait for what is being written."""
@@ -203,13 +205,17 @@ class FileStore:
         """Sweep now and then, for ever; cancel it."""
         while True:
             try:
-                self.free_bytes = await self.in_thread(self.folder.free_bytes)
                 await self.sweep()
             except (StoreUnavailable, StorageFull):
                 log.info("files cannot be swept now: they wait")
             await asyncio.sleep(FILES_SWEEP_EVERY_S)
+            await self._look()
 
     # -- within
+
+    async def _look(self) -> None:
+        with suppress(StorageFull):
+            self.free_bytes = await self.in_thread(self.folder.free_bytes)
 
     async def drop(self, file_id: str) -> None:
         """Delete the contents of a file without a row; if that fails, they are swept later."""
