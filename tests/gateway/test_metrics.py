@@ -74,7 +74,7 @@ def test_requests_are_told_by_route_model_and_code_and_their_seconds_by_outcome(
     assert found["embedmesh_requests_total", "ok", "acme/tiny", ROUTE] == 2
     assert found["embedmesh_requests_total", "overloaded", "", ROUTE] == 1
     assert found["embedmesh_requests_total", "ok", "", "/v1/models"] == 1
-    assert found["embedmesh_requests_total", "not_found", "", ""] == 1
+    assert found["embedmesh_requests_total", "not_found", "", NO_ROUTE] == 1
     assert found["embedmesh_tokens_total", "acme/tiny"] == 5
     assert found["embedmesh_charged_nanousd_total", "acme/tiny"] == 70
     assert found["embedmesh_request_seconds_count", "acme/tiny", "ok", ROUTE] == 2

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.gateway.api.fleet_metrics import NODES_MEASURED_MAX, FleetCollector
-from embedmesh.gateway.api.metrics import OUTCOMES_OF_CODES, Metrics
+from embedmesh.gateway.api.metrics import NO_ROUTE, OUTCOMES_OF_CODES, Metrics
 from embedmesh.gateway.api.table import APIS
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.rules.clock import SystemClock
@@ -80,7 +80,7 @@ async def test_what_callers_and_strangers_make_up_is_in_no_series(gw: Gateway) -
     models = {model.id for model in CATALOGUE.models} | {""}
     for _, *labels in seen[-1]:
         said = dict(label.split("=", 1) for label in labels)
-        assert said.get("route", "") in ROUTES | {""}
+        assert said.get("route", NO_ROUTE) in ROUTES | {NO_ROUTE}
         assert said.get("code", "ok") in codes and said.get("model", "") in models
     assert {route for _, *labels in seen[-1] for route in labels if route == "route=/v1/embeddings"}
 

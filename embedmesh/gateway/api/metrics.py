@@ -21,7 +21,7 @@ from embedmesh.rules.metrics import MetricReadings, MetricWords, words_and_label
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-NO_ROUTE = ""  # of requests that reached none: no such path, no such method, or a head that says two things
+NO_ROUTE = "none"  # of requests that reached none: no such path, no such method, or a head that says two things
 
 # Each route, model and code is one of a closed list: ours, or the operator's catalogue. Models serve two routes or
 # three, so that 100 models have at most 100 x 3 x 4 histograms, of 18 series, and 100 x 3 x 35 counters.
@@ -41,8 +41,8 @@ GATEWAY_HISTOGRAMS: dict[str, MetricWords] = {
 }
 GATEWAY_COUNTERS: dict[str, MetricWords] = {
     "requests": (
-        "Requests that ended: `ok`, `broken_off`, `dropped`, or the code of the failure. `route` is empty where none "
-        "was reached, `model` where it was not known or there is none.",
+        "Requests that ended: `ok`, `broken_off`, `dropped`, or the code of the failure. `route` is `none` where "
+        "none was reached, `model` is empty where it was not known or there is none.",
         "route",
         "model",
         "code",
