@@ -20,7 +20,7 @@ from tests.gateway.mesh import Gateway
 from tests.gateway.test_metrics_page import FLEET, GATEWAY, PROCESS, labelled, listed, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-ROUNDS = 25
+ROUNDS = 12
 ROUTES = {route.path for api in APIS for route in api.ROUTES}
 
 
