@@ -23,6 +23,7 @@ from embedmesh.rules.limits import KEEP_ALIVE_S, REQUEST_MAX_S, WRITE_REPLY_S
 from embedmesh.settings import ENV_PREFIX, GatewaySettings, NodeSettings
 from embedmesh.supervisor import STOP_GATEWAY_S, STOP_NODE_S
 from tests.data import CHECKOUT
+from tests.gateway.test_metrics_page import FLEET, GATEWAY, NODE, PROCESS
 
 DEPLOY = CHECKOUT / "deploy"
 CHART = DEPLOY / "helm" / "embedmesh"
@@ -150,6 +151,81 @@ def test_nodes_speak_to_gateways_and_nobody_else() -> None:
     assert {each["port"] for each in dns["ports"]} == {53}
     (peer,) = gateways["to"]
     assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
+
+
+# -- watching ----------------------------------------------------------------------------------------------------------
+
+DASHBOARD = json.loads((DEPLOY / "grafana" / "embedmesh.json").read_text())
+RULES, ALERTS = (yaml.safe_load((DEPLOY / "prometheus" / f"{name}.yaml").read_text()) for name in ("rules", "alerts"))
+OF_PROMETHEUS = {"le", "job", "instance"}  # labels that no process of ours writes
+
+
+def named_rules(rules: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    return {rule[kind]: rule for group in rules["groups"] for rule in group["rules"] if kind in rule}
+
+
+def queries() -> dict[str, str]:
+    """All that Prometheus is asked, by where."""
+    panels = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    }
+    rules = named_rules(RULES, "record") | named_rules(ALERTS, "alert")
+    return panels | {name: rule["expr"] for name, rule in rules.items()}
+
+
+@pytest.mark.parametrize("where", queries())
+def test_what_is_asked_of_prometheus_is_shown_by_somebody(where: str) -> None:
+    rows = {row.name: row for row in [*GATEWAY, *FLEET, *NODE, *PROCESS]}
+    for name, matchers in re.findall(r"\b((?:embedmesh|process)_[a-z_]+)(?:{(.*?)})?", queries()[where]):
+        if name in named_rules(RULES, "record"):
+            continue
+        row = rows.get(name) or rows[re.sub(r"_(bucket|sum|count)\Z", "", name)]
+        assert row.name == name or row.kind == "histogram"
+        assert set(re.findall(r'(\w+)(?:=~|!=|=)"', matchers)) <= {*row.labels, *OF_PROMETHEUS}, name
+
+
+def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:
+    alerts = named_rules(ALERTS, "alert")
+    page = (CHECKOUT / "docs" / "how-to" / "alerts.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n\n\*\*(Page|Ticket)\.\*\*", page, re.M))
+    assert sections == {name: rule["labels"]["severity"].title() for name, rule in alerts.items()}
+    for part in re.split(r"^## ", page, flags=re.M)[1:]:
+        assert "*Look*" in part and "*Do*" in part, part
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook"] == f"docs/how-to/alerts.md#{name.lower()}"
+    tried = re.findall(r'alertname="(\w+)"', (DEPLOY / "prometheus" / "alerts.test.yaml").read_text())
+    assert set(tried) == set(alerts)
+
+
+def test_the_dashboard_is_whole() -> None:
+    """Panels do not lie upon each other; there is one source, which who imports it chooses."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        taken = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not taken & places and max(x for x, _ in taken) < 24, panel["title"]
+        places |= taken
+        assert panel["type"] == "row" or (panel["datasource"]["uid"] == "${source}" and panel["targets"])
+
+
+def test_chart_and_compose_bring_the_same_files() -> None:
+    specs = {each["metadata"]["name"]: each["spec"] for each in of_kind("PrometheusRule")}
+    assert specs == {"embedmesh": RULES, "embedmesh-alerts": ALERTS}
+    (board,) = (each for each in of_kind("ConfigMap") if each["metadata"]["name"].endswith("-dashboard"))
+    assert json.loads(board["data"]["embedmesh.json"]) == DASHBOARD
+    services = yaml.safe_load((DEPLOY / "compose.cluster.yaml").read_text())["services"]
+    mounts = dict(
+        str(each).split(":")[:2] for each in services["prometheus"]["volumes"] + services["grafana"]["volumes"]
+    )
+    config = yaml.safe_load((DEPLOY / "compose" / "prometheus.yaml").read_text())
+    within = Path(mounts["./prometheus"]).relative_to("/etc/prometheus")
+    assert config["rule_files"] == [f"{within}/rules.yaml", f"{within}/alerts.yaml"]
+    (provider,) = yaml.safe_load((DEPLOY / "compose" / "grafana-dashboards.yaml").read_text())["providers"]
+    assert provider["options"]["path"] == mounts["./grafana"]
 
 
 # -- systemd -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What ships, built and started: `python -m bench.ships [image cluster chart units proxies] [--golden] [--json]`.
+"""What ships, built, started, watched: `python -m bench.ships [PART …] [--golden] [--json]`.
 
 Tools come from Debian where we are root, from PyPI and npm; what cannot be had is said to be skipped. The base of the
 image is made of Debian's packages, since no registry may be reachable; users take a public one.
@@ -17,6 +17,7 @@ from bench.ships.image import check_image
 from bench.ships.proxies import check_proxies
 from bench.ships.tools import Checklist, ShipRow, ToolFailed
 from bench.ships.units import check_units
+from bench.ships.watched import check_watched
 
 PARTS: dict[str, Callable[[Checklist], None]] = {
     "image": check_image,
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[Checklist], None]] = {
     "chart": check_chart,
     "units": check_units,
     "proxies": check_proxies,
+    "watched": check_watched,
 }
 
 

@@ -64,17 +64,18 @@ def _check_schemas(rows: Checklist, name: str, rendered: str) -> None:
 
 
 def _check_rule(rows: Checklist, rendered: str) -> None:
-    """The recording rule, and what compose gives Prometheus, by Prometheus' own tool."""
+    """The rules, and what compose gives Prometheus, by Prometheus' own tool."""
     try:
         promtool = system_tool("promtool", "prometheus")
     except NotInstalled as why:
-        rows.skip("promtool takes the rule and the configuration", why)
+        rows.skip("promtool takes the rules and the configuration", why)
         return
-    (rule,) = (each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "PrometheusRule")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rules.yaml"
-        file.write_text(yaml.safe_dump(rule["spec"]))
-        rows.check("promtool takes the recording rule", "SUCCESS" in run([promtool, "check", "rules", file]))
+    for rule in (each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "PrometheusRule"):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rules.yaml"
+            file.write_text(yaml.safe_dump(rule["spec"]))
+            name = rule["metadata"]["name"]
+            rows.check(f"promtool takes the rules {name}", "SUCCESS" in run([promtool, "check", "rules", file]))
     config = CHECKOUT / "deploy" / "compose" / "prometheus.yaml"
     said = run([promtool, "check", "config", "--syntax-only", config])
     rows.check("promtool takes compose's configuration", "SUCCESS" in said, said)

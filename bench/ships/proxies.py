@@ -57,7 +57,7 @@ def nginx(folder: Path, gateway: int) -> Iterator[int]:
     """The example on a port without TLS, and on another with it. Raises NotInstalled."""
     program = system_tool("nginx", "nginx-light")
     port, tls = free_port(), free_port()
-    _make_certificate(folder)
+    make_certificate(folder)
     example = (PROXIES / "nginx.conf").read_text()
     example = example.replace("server 127.0.0.1:8080;", f"server {HOST}:{gateway};")
     example = example.replace("listen 443 ssl;", f"listen {HOST}:{tls} ssl; listen {HOST}:{port};")
@@ -177,7 +177,8 @@ def _check_node(rows: Checklist, name: str, mesh: Generating, port: int, folder:
         rows.check(f"{name}: a node dials out through it", wait_for(ready, NODE_S), "ready")
 
 
-def _make_certificate(folder: Path) -> None:
+def make_certificate(folder: Path) -> None:
+    """`fullchain.pem` and `privkey.pem`, of two days, where they are missing. Raises NotInstalled."""
     if (folder / "fullchain.pem").exists():
         return
     if shutil.which("openssl") is None:

@@ -59,6 +59,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.paths import EMBEDDINGS_PATH
 from embedmesh.http.receive import BodyBudget
+from embedmesh.http.tls import Certificate
 from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
@@ -128,7 +129,9 @@ class Gateway:
     background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
-def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> Gateway:
+def build(
+    settings: GatewaySettings, models: Models, store: Store, clock: Clock, certificate: Certificate | None = None
+) -> Gateway:
     """Make all parts, on the running event loop. Raises SetupError."""
     origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
     fleet = _fleet(settings, models, store, clock)
@@ -150,7 +153,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         fleet.registry,
         in_flight_max=settings.in_flight_max,
         bodies=BodyBudget(settings.body_bytes_total_max),
-        gauges=lambda: _gauges(store, fleet.scheduler, world),
+        gauges=lambda: _gauges(store, fleet.scheduler, world, certificate),
         more=[*_apis(settings, models, store, fleet, books, origins, clock), *jobs.apis],
         workers=workers,
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
@@ -289,9 +292,12 @@ def _jobs(
     return JobParts(files, runner, apis)
 
 
-def _gauges(store: Store, scheduler: Scheduler, world: World) -> dict[str, float]:
-    """What /metrics shows of the store, the nodes, the cache and the replies."""
+def _gauges(store: Store, scheduler: Scheduler, world: World, certificate: Certificate | None) -> dict[str, float]:
+    """What /metrics shows of the store, the nodes, the cache, the replies and the port's certificate."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
+    values["store_unavailable"] = not store.healthy()
+    if certificate is not None:
+        values["certificate_expires_timestamp_seconds"] = certificate.expires_s
     values["nodes_ready"] = sum(node.state is NodeState.READY for node in scheduler.registry)
     values["tokens_outstanding"] = sum(node.load.tokens for node in scheduler.registry)
     values["tokens_waiting"] = scheduler.queued_tokens

@@ -86,7 +86,7 @@ async def _live(settings: GatewaySettings) -> int:
     store = await open_store(settings, clock, ending)
     if store is None:
         return EXIT_OK
-    gateway = build(settings, models, store, clock)
+    gateway = build(settings, models, store, clock, certificate)
     tasks = await run(gateway, listener, new_keys, ending, local_nodes=bool(settings.nodes), certificate=certificate)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
     return ending.exit_code

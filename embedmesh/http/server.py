@@ -15,7 +15,7 @@ from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, request_id_of
-from embedmesh.http.routing import PATH_REMAINDER, Routes, RouteTable
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes, RouteTable
 from embedmesh.http.tls import TlsListener
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
@@ -32,7 +32,8 @@ SINGLE_HEADERS = ("Authorization", "api-key", "Content-Type", "Idempotency-Key",
 class HttpServer:
     """Serves `routes` on listening sockets.
 
-    `on_internal_error` is called for each request that ended in a bug of ours, for a metric that should stay at 0.
+    `on_internal_error` is called for each request that ended in a bug of ours, for a metric that should stay at 0;
+    `on_unrouted` with the code of each that no handler was found for.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class HttpServer:
         routes: Routes,
         *,
         on_internal_error: Callable[[], None] = lambda: None,
+        on_unrouted: Callable[[str], None] = lambda _code: None,
         head_s: float = REQUEST_HEAD_S,
         fast_path: AnyFastPath | None = None,
         other_paths: Mapping[str, str] | None = None,
@@ -54,6 +56,7 @@ class HttpServer:
         self._write_s = write_s
         self._head_s = head_s
         self._on_internal_error = on_internal_error
+        self._on_unrouted = on_unrouted
         self._aiohttp = web.Server(self._handle, handler_cancellation=True)
         self._origins, self._connections = origins or Origins(), connections or Connections()
         self._connection = functools.partial(
@@ -126,6 +129,15 @@ class HttpServer:
         return errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            found = self._find(request)
+        except Failure as failure:
+            self._on_unrouted(failure.code)
+            raise
+        return found if isinstance(found, web.StreamResponse) else await found(request)
+
+    def _find(self, request: web.BaseRequest) -> Handler | web.StreamResponse:
+        """What handles a request, or the reply to a preflight. Raises MalformedHttp, NotFound or MethodNotAllowed."""
         _check_head(request)
         path = request.rel_url.raw_path
         found = self._table.find(path)
@@ -138,7 +150,7 @@ class HttpServer:
             request[PATH_REMAINDER] = remainder
         handler = methods.get(request.method)
         if handler is not None:
-            return await handler(request)
+            return handler
         if self._cors is not None and self._cors.covers(path):
             preflight = self._cors.preflight(request, methods)
             if preflight is not None:

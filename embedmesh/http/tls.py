@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography import x509
+
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.rules.errors import SetupError
 
@@ -115,6 +117,7 @@ class Certificate:
         """Raises SetupError, which names the file."""
         self._files = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
         self._seen = self._stamps()
+        self.expires_s = 0.0  # in seconds since 1970: of what `context` holds
         self.context = self._made()
 
     async def watch(self) -> None:
@@ -149,6 +152,7 @@ class Certificate:
         certificate, key, *authorities = self._files
         try:
             context.load_cert_chain(certificate, key, password=_no_passphrase)
+            self.expires_s = _expires_s(certificate)
             for file in authorities:
                 context.load_verify_locations(file)
                 context.verify_mode = ssl.CERT_OPTIONAL  # who needs one is decided by what is asked for
@@ -171,6 +175,14 @@ class Certificate:
                 found = (status.st_ino, status.st_mtime_ns, status.st_size)
             stamps.append(found)
         return stamps
+
+
+def _expires_s(certificate: Path) -> float:
+    """When it expires; 0 where it is one that TLS takes and its parser does not."""
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _no_passphrase() -> str:

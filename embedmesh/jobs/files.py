@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,11 +64,13 @@ class FileStore:
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
         )
         self.sending: Counter[str] = Counter()  # by account: bytes of files that are being uploaded here
+        self.free_bytes: int | None = None  # what files may take yet, at the last look
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
         await self.in_thread(self.folder.make)
+        await self._look()
 
     async def close(self) -> None:
         """Wait for what is being written."""
@@ -206,8 +209,13 @@ class FileStore:
             except (StoreUnavailable, StorageFull):
                 log.info("files cannot be swept now: they wait")
             await asyncio.sleep(FILES_SWEEP_EVERY_S)
+            await self._look()
 
     # -- within
+
+    async def _look(self) -> None:
+        with suppress(StorageFull):
+            self.free_bytes = await self.in_thread(self.folder.free_bytes)
 
     async def drop(self, file_id: str) -> None:
         """Delete the contents of a file without a row; if that fails, they are swept later."""

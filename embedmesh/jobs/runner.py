@@ -19,7 +19,7 @@ from embedmesh.jobs.endpoints import Endpoints
 from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.unit import Stopping, where
 from embedmesh.jobs.validate import BatchTerms
-from embedmesh.jobs.work import BatchTools, BatchWork
+from embedmesh.jobs.work import BatchCounts, BatchTools, BatchWork
 from embedmesh.rules.batches import Batch, BatchLease, BatchState, LeaseLost
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.shares import Shares
@@ -50,7 +50,8 @@ class Runner:
         self._batches = batches
         self._clock = world.clock
         validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
-        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms or BatchTerms(), validations, units)
+        self.counts, terms = BatchCounts(), terms or BatchTerms()
+        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms, validations, units, self.counts)
         self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
         self._work: dict[str, asyncio.Task[None]] = {}  # by batch
         self._news: dict[str, asyncio.Event] = {}  # by batch: its state may have changed

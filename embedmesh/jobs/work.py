@@ -5,6 +5,7 @@ Whatever the store or the disk cannot take now is tried again, until the lease i
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from embedmesh.rules.batches import Batch, BatchLease, BatchPlan, BatchState, Ba
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Meter
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.batch_steps import UnitResults
@@ -39,6 +41,36 @@ NO_NODE_S = 60.0  # without any, after which a unit gives its room to others
 T = TypeVar("T")
 
 
+class BatchCounts:
+    """What the batches of one gateway came to since its start, by the names of its metrics."""
+
+    def __init__(self) -> None:
+        self._ended: Counter[tuple[str, ...]] = Counter()
+        self._lines: Counter[tuple[str, ...]] = Counter()
+        self._tokens: Counter[tuple[str, ...]] = Counter()
+        self._nanousd: Counter[tuple[str, ...]] = Counter()
+
+    def ended(self, state: BatchState) -> None:
+        """A batch is over."""
+        self._ended[state.value,] += 1
+
+    def settled(self, model: str, unit: UnitResults) -> None:
+        """A unit is done and charged."""
+        self._lines[model, "completed"] += unit.completed
+        self._lines[model, "failed"] += unit.failed
+        self._tokens[model,] += unit.used.input + unit.used.output
+        self._nanousd[model,] += sum(charge.cost_nanousd for _, charge in unit.charges)
+
+    def readings(self) -> MetricReadings:
+        """All of it."""
+        return {
+            "batches_ended": self._ended,
+            "batch_lines": self._lines,
+            "batch_tokens": self._tokens,
+            "batch_charged_nanousd": self._nanousd,
+        }
+
+
 class BatchTools(NamedTuple):
     """What the work on any batch of one gateway needs. `world` is the one for lines.
 
@@ -53,6 +85,7 @@ class BatchTools(NamedTuple):
     terms: BatchTerms
     validations: Shares
     units: Shares
+    counts: BatchCounts
 
 
 class BatchWork:
@@ -81,6 +114,7 @@ class BatchWork:
                 self._batch = await again(lambda: self._batches.renew(self._lease))
                 await asyncio.sleep(AGAIN_FIRST_S)
         log.info("batch %s: %s", self._batch.batch_id, self._batch.state.value)
+        self._tools.counts.ended(self._batch.state)
         await self._files.drop_segments(self._batch.batch_id)
 
     async def _step(self) -> Batch:
@@ -203,7 +237,10 @@ class BatchWork:
         used = sum_of_used([each.used for each in results])
         charges = [(unit.first_line + at, each.charge) for at, each in enumerate(results) if each.charge is not None]
         whole = UnitResults(unit.unit, segment, charges, len(output), len(errors), used)
-        if await again(lambda: self._batches.finish_unit(self._lease, whole)) is UnitEnd.NO_MONEY:
+        end = await again(lambda: self._batches.finish_unit(self._lease, whole))
+        if end is UnitEnd.DONE:
+            self._tools.counts.settled(batch.model or "", whole)
+        elif end is UnitEnd.NO_MONEY:
             self._stopping.stop("batch_expired")
 
     @asynccontextmanager

@@ -526,8 +526,8 @@ async def test_metrics_count_outcomes_without_naming_anybody(monkeypatch: pytest
         await send(port, request(body=BODY))
         await send(port, request(body=b"{"))
         text = (await send(port, request("GET", "/metrics", key="em_m"))).body.decode()
-    assert 'embedmesh_requests_total{code="ok"} 1.0' in text
-    assert 'embedmesh_requests_total{code="invalid_json"} 1.0' in text
+    assert 'embedmesh_requests_total{code="ok",model="acme/tiny",route="/v1/embeddings"} 1.0' in text
+    assert 'embedmesh_requests_total{code="invalid_json",model="",route="/v1/embeddings"} 1.0' in text
     assert 'embedmesh_tokens_total{model="acme/tiny"} 8.0' in text
     assert 'embedmesh_charged_nanousd_total{model="acme/tiny"} 12.0' in text
     assert "embedmesh_internal_errors_total 0.0" in text

@@ -19,6 +19,11 @@ TEXTS = ["hello world", "日本語の文", "Ein Satz auf Deutsch."]
 WINDOW: Literal["24h"] = "24h"
 ENDED = ("completed", "failed", "expired", "cancelled")
 WAIT_S = 90.0
+COUNTED = (  # of its metrics
+    f'embedmesh_batch_lines_total{{model="{MODEL}",result="completed"}}',
+    f'embedmesh_batch_tokens_total{{model="{MODEL}"}}',
+    f'embedmesh_batch_charged_nanousd_total{{model="{MODEL}"}}',
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def test_a_batch_as_the_documentation_shows_it(client: OpenAI, endpoint: Endpoin
     """Upload, create, wait, read the results by `custom_id`: the vectors and the tokens of the same requests alone."""
     file = client.files.create(file=("requests.jsonl", lines_of(TEXTS), "application/jsonl"), purpose="batch")
     assert client.files.wait_for_processing(file.id, max_wait_seconds=10).status == "processed"
-    before = endpoint.account().balance_nanousd
+    before, counted = endpoint.account().balance_nanousd, {name: endpoint.metric(name) for name in COUNTED}
     batch = client.batches.create(
         input_file_id=file.id, endpoint="/v1/embeddings", completion_window=WINDOW, metadata={"job": "story"}
     )
@@ -75,6 +80,8 @@ def test_a_batch_as_the_documentation_shows_it(client: OpenAI, endpoint: Endpoin
     assert ended.usage is not None and ended.usage.total_tokens == used
     alone = used * 10  # what `expected` cost, at 10 nano-USD a token
     assert before - endpoint.account().balance_nanousd == alone + used * 5
+    more = [endpoint.metric(name) - value for name, value in counted.items()]
+    assert more == [3, used, used * 5]
     assert batch.id in [each.id for each in client.batches.list(limit=1)]
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.NotFoundError):

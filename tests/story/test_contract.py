@@ -11,6 +11,8 @@ import pytest
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.settings import store_path
 from tests.engine.goldens import read_goldens
+from tests.gateway.test_metrics_page import FLEET, GATEWAY, PROCESS, listed
+from tests.gateway.test_metrics_page import shown as shown_metrics
 from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors
 
 REFERENCE_DIFF_MAX = 1e-5  # the promise against sentence-transformers in fp32
@@ -199,6 +201,8 @@ def test_metrics_need_a_key(endpoint: Endpoint, keys: dict[str, tuple[str, str]]
         shown = endpoint.get("/metrics", key)
         assert shown.status_code == 200
         assert shown.headers["content-type"].startswith("text/plain; version=0.0.4")
+    with_tls = {("embedmesh_certificate_expires_timestamp_seconds", "gauge")}
+    assert shown_metrics(shown.text) == listed(GATEWAY, FLEET, PROCESS) - with_tls
     tokens = endpoint.metric(f'embedmesh_tokens_total{{model="{MODEL}"}}')
     endpoint.embed("counted")
     assert endpoint.metric(f'embedmesh_tokens_total{{model="{MODEL}"}}') == tokens + 3

@@ -16,7 +16,7 @@ from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors
 
 TEXTS = ["hello world", "Ein Satz auf Deutsch.", "日本語の文"]
 NEXT_S = 3.0  # one short text behind the batch that runs; the abandoned work itself would take two or three times that
-REFUSED_FOR_QUOTA = 'embedmesh_requests_total{code="insufficient_quota"}'
+REFUSED_FOR_QUOTA = f'embedmesh_requests_total{{code="insufficient_quota",model="{MODEL}",route="/v1/embeddings"}}'
 HELLO_WORLD_CL100K = [15339, 1917]  # what OpenAI's tokenizer makes of "hello world"
 
 

@@ -1,6 +1,7 @@
 """A gateway's HTTP server: the routes of all APIs, with the fast path for embeddings."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
@@ -12,7 +13,7 @@ from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenera
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.generation_api import GenerationApi
-from embedmesh.gateway.api.metrics import Metrics
+from embedmesh.gateway.api.metrics import NO_ROUTE, Metrics
 from embedmesh.gateway.api.models_api import ModelsApi
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.operations_api import OperationsApi
@@ -30,6 +31,7 @@ from embedmesh.http.straight import StraightPath
 from embedmesh.rules.confidential import Locks
 from embedmesh.rules.generation import GeneratingClient
 from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.sealed_generation import GeneratingNodes
 from embedmesh.rules.shares import Room
 
@@ -48,7 +50,7 @@ class GatewayApp:
         *,
         in_flight_max: int,
         bodies: BodyBudget,
-        gauges: Callable[[], dict[str, float]],
+        gauges: Callable[[], MetricReadings],
         more: Sequence[Api] = (),
         workers: WorkerMetrics | None = None,
         write_s: float = WRITE_REPLY_S,
@@ -63,12 +65,11 @@ class GatewayApp:
 
         A caller has to read a reply within `write_s` seconds.
         """
-        self._world = world
-        self._registry = registry
+        self._world, self._registry = world, registry
         self._admin_certificate = admin_certificate
         origins = origins or Origins()
         room = Room(in_flight_max, FULL.format(in_flight_max))
-        self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
+        self.metrics = Metrics(lambda: self._readings() | {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = EmbeddingsApi(world, self.metrics, room, bodies, write_s)
         self.pages = PagesApi(document(__version__), origins)
@@ -86,6 +87,7 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
+            on_unrouted=lambda code: self.metrics.route(NO_ROUTE).ended(code, "", 0.0),
             fast_path=StraightPath(
                 FastPath(
                     EMBEDDINGS_LINE,
@@ -105,4 +107,8 @@ class GatewayApp:
     def routes(self) -> Routes:
         """All paths and methods. Anything else is refused."""
         keys, limits = self._world.keys, self._world.rate_limits
-        return router(self._apis, keys, limits, admin_certificate=self._admin_certificate)
+        counts = self.metrics.route
+        return router(self._apis, keys, limits, admin_certificate=self._admin_certificate, counts=counts)
+
+    def _readings(self) -> dict[str, Any]:
+        return {name: value for api in self._apis for name, value in api.readings().items()}

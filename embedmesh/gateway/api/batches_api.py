@@ -33,6 +33,7 @@ from embedmesh.rules.limits import (
     METADATA_PAIRS_MAX,
     METADATA_VALUE_CHARS_MAX,
 )
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Room
 from embedmesh.storage.batches import Batches
@@ -191,6 +192,9 @@ class BatchesApi(Api):
 
     def bounded(self, handler: Handler) -> Handler:
         return in_room(self._room, handler, account_of)
+
+    def readings(self) -> MetricReadings:
+        return {"batches_under_way": self._runner.under_way, **self._runner.counts.readings()}
 
     async def create_batch(self, call: ApiCall[BatchRequest, None]) -> BatchReply:
         """Create a batch.

@@ -14,6 +14,7 @@ from embedmesh.flow.lock import lock_node
 from embedmesh.flow.lock_ahead import Opened
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, EmbeddingsApi, EmbeddingUsage
+from embedmesh.gateway.api.metrics import CountedRequest
 from embedmesh.gateway.api.replies import Count, doc
 from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route, admit
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX, decoded
@@ -50,6 +51,8 @@ from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LO
 from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
+
+LOCK_PATH, SEALED_PATH = "/v1/nodes/lock", "/v1/confidential/embeddings"
 
 NodeName = Annotated[str, Meta(max_length=64)]
 Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
@@ -158,12 +161,13 @@ class ConfidentialApi(Api):
 
     async def answer_lock(self, exchange: Exchange) -> None:
         """Lock a node, on the fast path."""
-        caller = await admit(exchange.header, (EMBED_SCOPE,), self._world.keys, self._world.rate_limits)
-        body = await exchange.body(caller.account_id)
-        if len(body) > SMALL_BODY_BYTES_MAX:
-            raise BodyTooLarge(f"The body is larger than {SMALL_BODY_BYTES_MAX:,} bytes.")
-        lock = await self._locked(decoded(body, LockRequest), caller)
-        await exchange.deliver(Reply({}, msgspec.json.encode(lock)))
+        with CountedRequest(self._embeddings.metrics.route(LOCK_PATH)):
+            caller = await admit(exchange.header, (EMBED_SCOPE,), self._world.keys, self._world.rate_limits)
+            body = await exchange.body(caller.account_id)
+            if len(body) > SMALL_BODY_BYTES_MAX:
+                raise BodyTooLarge(f"The body is larger than {SMALL_BODY_BYTES_MAX:,} bytes.")
+            lock = await self._locked(decoded(body, LockRequest), caller)
+            await exchange.deliver(Reply({}, msgspec.json.encode(lock)))
 
     async def _locked(self, asked: LockRequest, caller: Caller) -> NodeLock:
         self._room.take(caller.account_id)
@@ -190,7 +194,7 @@ class ConfidentialApi(Api):
         reads neither. You pay for the tokens that the node has counted and signed, at most the lock's. The same body
         again gets the same reply without a second charge.
         """
-        return await self._embeddings.exchange(request, self._operation)
+        return await self._embeddings.exchange(request, self._operation, SEALED_PATH)
 
     def fast(self) -> dict[bytes, Callable[[Exchange], Awaitable[None]]]:
         """What the fast path takes, too, by the first line of a request."""
@@ -201,12 +205,12 @@ class ConfidentialApi(Api):
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer one sealed request, on the fast path."""
-        await self._embeddings.answer(exchange, operation=self._operation)
+        await self._embeddings.answer(exchange, operation=self._operation, path=SEALED_PATH)
 
     ROUTES = (
         Route(
             "POST",
-            "/v1/nodes/lock",
+            LOCK_PATH,
             (EMBED_SCOPE, GENERATE_SCOPE),
             lock_node,
             failures=(
@@ -222,7 +226,7 @@ class ConfidentialApi(Api):
         ),
         Route(
             "POST",
-            "/v1/confidential/embeddings",
+            SEALED_PATH,
             (EMBED_SCOPE,),
             create_confidential_embeddings,
             failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),

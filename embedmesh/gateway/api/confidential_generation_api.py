@@ -92,21 +92,21 @@ class ConfidentialGenerationApi(Api):
         The request is sealed for the node that was locked, which asks the server beside it, and seals what it says. You
         pay for the tokens that the node has counted and signed, at most the lock's: what you are handed, if you leave.
         """
-        return await self._embeddings.exchange(request, self._chat)
+        return await self._embeddings.exchange(request, self._chat, confidential_path("chat"))
 
     async def create_confidential_completion(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create a confidential completion.
 
         As a confidential chat completion, for how a text goes on.
         """
-        return await self._embeddings.exchange(request, self._completions)
+        return await self._embeddings.exchange(request, self._completions, confidential_path("completions"))
 
     async def create_confidential_image(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create a confidential image.
 
         As a confidential chat completion, for one image: its lock holds the price of the dearest size.
         """
-        return await self._embeddings.exchange(request, self._images)
+        return await self._embeddings.exchange(request, self._images, confidential_path("images"))
 
     ROUTES = (
         _route("chat", create_confidential_chat_completion, STREAMED),

@@ -17,7 +17,7 @@ from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
-from embedmesh.gateway.api.metrics import Metrics
+from embedmesh.gateway.api.metrics import Metrics, RouteCounts, code_of
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.gateway.api.replies import Count, doc
 from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
@@ -27,7 +27,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
-from embedmesh.rules.errors import Failure, MethodNotAllowed
+from embedmesh.rules.errors import MethodNotAllowed
 from embedmesh.rules.exchange import JOB_HEADER, Delivery, RequestHead
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
@@ -112,11 +112,11 @@ class EmbeddingsApi(Api):
 
     def __init__(self, world: World, metrics: Metrics, room: Room, bodies: BodyBudget, write_s: float) -> None:
         self._world = world
-        self._metrics = metrics
+        self.metrics = metrics
         self._room = room
         self.bodies = bodies
         self._write_s = write_s
-        self.straight = StraightEmbeddings(world, EMBEDDINGS, room, metrics, self._go_on)
+        self.straight = StraightEmbeddings(world, EMBEDDINGS, room, metrics.route(EMBEDDINGS_PATH), self._go_on)
 
     async def create_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create embeddings.
@@ -125,14 +125,15 @@ class EmbeddingsApi(Api):
         special tokens included, once the reply is on its way to you. If your connection breaks then, a retry with the
         same key and body within a minute gets the reply without a second charge.
         """
-        return await self.exchange(request, EMBEDDINGS)
+        return await self.exchange(request, EMBEDDINGS, EMBEDDINGS_PATH)
 
-    async def exchange(self, request: web.BaseRequest, operation: Operation) -> web.StreamResponse:
-        """Answer one request of an operation, on the general server."""
+    async def exchange(self, request: web.BaseRequest, operation: Operation, path: str) -> web.StreamResponse:
+        """Answer one request of an operation, on the general server. `path` is that of the route."""
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.answer(exchange, request.get(PATH_REMAINDER), operation, request.headers.get(JOB_HEADER))
+            remainder, job = request.get(PATH_REMAINDER), request.headers.get(JOB_HEADER)
+            await self.answer(exchange, remainder, operation, job, path)
         finally:
             exchange.end()
         return exchange.response
@@ -143,9 +144,10 @@ class EmbeddingsApi(Api):
         model_in_path: str | None = None,
         operation: Operation = EMBEDDINGS,
         job: str | None = None,
+        path: str = EMBEDDINGS_PATH,
     ) -> None:
         """Answer one request, which `job` may pay for. The fast path calls this, too."""
-        watched = _Watched(self._world.clock.monotonic())
+        watched = _Watched(self.metrics.route(path), self._world.clock.monotonic())
 
         async def receive(account_id: str) -> bytes:
             body = await exchange.body(account_id)  # before there is room for it: bodies that never end would fill it
@@ -160,24 +162,23 @@ class EmbeddingsApi(Api):
         await self._observe(watched, outcome)
 
     async def _go_on(self, began: float, account: str, model: str, outcome: Awaitable[Outcome]) -> None:
-        await self._observe(_Watched(began, account, model), outcome)
+        await self._observe(_Watched(self.metrics.route(EMBEDDINGS_PATH), began, account, model), outcome)
 
     async def _observe(self, watched: "_Watched", outcome: Awaitable[Outcome]) -> None:
         """Count how a request ends, and give its room back."""
-        code = "dropped"  # the caller went, or a bug of ours
-        tokens = nanousd = 0
+        code, tokens, nanousd = "", 0, 0
         try:
             ended = await outcome
             code = OUTCOMES[ended.delivery]
             tokens, nanousd = ended.tokens, ended.cost_nanousd
-        except Failure as failure:
-            code = failure.code
+        except BaseException as error:
+            code = code_of(error)
             raise
         finally:
             if watched.account is not None:
                 self._room.give_back(watched.account)
             seconds = self._world.clock.monotonic() - watched.began
-            self._metrics.ended(code, watched.model, seconds, tokens, nanousd)
+            watched.counts.ended(code, watched.model, seconds, tokens, nanousd)
 
     ROUTES = (
         Route(
@@ -204,6 +205,7 @@ class EmbeddingsApi(Api):
 class _Watched:
     """What is known of a request that is counted."""
 
+    counts: RouteCounts
     began: float
     account: str | None = None  # once it has room
     model: str = ""  # once it is known

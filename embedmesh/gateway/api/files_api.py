@@ -44,6 +44,7 @@ from embedmesh.rules.limits import (
     PAGE_ROWS_MAX,
     WRITE_REPLY_S,
 )
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
 from embedmesh.storage.files import FileRows
@@ -114,6 +115,10 @@ class FilesApi(Api):
 
     def bounded(self, handler: Handler) -> Handler:
         return in_room(self._room, handler, account_of)
+
+    def readings(self) -> MetricReadings:
+        free = self._files.free_bytes
+        return {} if free is None else {"files_free_bytes": free}
 
     async def create_file(self, request: web.BaseRequest) -> web.StreamResponse:
         """Upload a file.

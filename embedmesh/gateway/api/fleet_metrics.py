@@ -1,23 +1,50 @@
-"""A gateway's metrics of its nodes for Prometheus. Labels are node ids and words of our own."""
+"""A gateway's metrics of its nodes for Prometheus. Labels are ids of admitted nodes and words of closed lists."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from embedmesh.fleet.registry import Node, Registry
+from embedmesh.gateway.api.metrics import families
+from embedmesh.rules.metrics import MetricReadings, MetricWords
 from embedmesh.rules.nodes import NodeState
 
-NODES_MEASURED_MAX = 1_000  # each has some two dozen series
-NODE_COUNTERS = {
-    "answers": "Parts answered correctly",
-    "tokens": "Tokens of parts answered correctly",
-    "hedges": "Parts answered after a hedge",
-    "sealed_answers": "Confidential requests answered",
-    "sealed_tokens": "Tokens that the node has counted and signed of confidential requests",
-    "sealed_bytes": "Bytes of those requests as sealed; a node that counts too much has more tokens for them",
+NODES_MEASURED_MAX = 1_000  # each has some two dozen series; a node that has left has none
+FLEET_COUNTERS: dict[str, MetricWords] = {
+    "node_answers": ("Parts answered correctly", "node"),
+    "node_answer_tokens": ("Tokens of parts answered correctly", "node"),
+    "node_hedges": ("Parts answered after a hedge", "node"),
+    "node_sealed_answers": ("Confidential requests answered", "node"),
+    "node_sealed_tokens": ("Tokens that the node has counted and signed of confidential requests", "node"),
+    "node_sealed_bytes": (
+        "Bytes of those requests as sealed; a node that counts too much has more tokens for them",
+        "node",
+    ),
+    "node_canaries": ("Canaries by result", "node", "result"),
+    "node_receipts": ("Receipts checked by result", "node", "result"),
+    "node_failures": (
+        "Failed attempts and probes by the check that failed; `busy` is load, not failure",
+        "node",
+        "check",
+    ),
+    "node_ejections": ("Ejections by the check that failed last", "node", "check"),
+    "node_quarantines": ("Quarantines by the check that failed last", "node", "check"),
 }
-NODE_RESULTS = {"canaries": "Canaries by result", "receipts": "Receipts checked by result"}
+FLEET_GAUGES: dict[str, MetricWords] = {
+    "node_state": ("1 for the state that the node is in", "node", "state"),
+    "node_tokens_outstanding": ("Tokens sent and not answered", "node"),
+    "node_tokens_per_second": ("Measured speed", "node"),
+}
+COUNTED = {
+    "node_answers": "answers",
+    "node_answer_tokens": "tokens",
+    "node_hedges": "hedges",
+    "node_sealed_answers": "sealed_answers",
+    "node_sealed_tokens": "sealed_tokens",
+    "node_sealed_bytes": "sealed_bytes",
+}
+"""Of these counters, the names in `Node.counts`."""
 
 
 class FleetCollector(Collector):
@@ -27,53 +54,43 @@ class FleetCollector(Collector):
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
-        nodes = list(self._registry)[:NODES_MEASURED_MAX]
-        yield from _gauges(nodes)
-        for name, words in NODE_COUNTERS.items():
-            family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node"])
-            for node in nodes:
-                family.add_metric([node.node_id], node.counts[name])
-            yield family
-        for name, words in NODE_RESULTS.items():
-            family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node", "result"])
-            for node in nodes:
-                for key, count in _named(node, f"{name}_"):
-                    family.add_metric([node.node_id, key], count)
-            yield family
-        yield from _checks(nodes)
+        nodes = {node.node_id: node for node in self._registry}
+        measured = dict(list(nodes.items())[:NODES_MEASURED_MAX])
+        return families(_readings(measured), FLEET_COUNTERS, FLEET_GAUGES)
 
 
-def _checks(nodes: list[Node]) -> Iterator[Metric]:
-    """Failures by check, from the closed list `Check`."""
-    labels = ["node", "check"]
-    words = "Failed attempts and probes by the check that failed; `busy` is load, not failure"
-    failed = CounterMetricFamily("embedmesh_node_failures", words, labels=labels)
-    ejected = CounterMetricFamily("embedmesh_node_ejections", "Ejections by the check that failed last", labels=labels)
-    words = "Quarantines by the check that failed last"
-    quarantined = CounterMetricFamily("embedmesh_node_quarantines", words, labels=labels)
-    sent_away = {NodeState.EJECTED: ejected, NodeState.QUARANTINED: quarantined}
-    for node in nodes:
-        for check, count in node.failed.items():
-            failed.add_metric([node.node_id, check.value], count)
-        for (state, check), count in node.sent_away.items():
-            sent_away[state].add_metric([node.node_id, check.value], count)
-    yield from (failed, ejected, quarantined)
+def _readings(nodes: dict[str, Node]) -> MetricReadings:
+    def sent_away(state: NodeState) -> dict[tuple[str, ...], float]:
+        return {
+            (name, check.value): count
+            for name, node in nodes.items()
+            for (where, check), count in node.sent_away.items()
+            if where is state
+        }
+
+    return {
+        "node_state": {
+            (name, state.value): float(node.state is state) for name, node in nodes.items() for state in NodeState
+        },
+        "node_tokens_outstanding": {(name,): node.load.tokens for name, node in nodes.items()},
+        "node_tokens_per_second": {
+            (name,): node.load.tokens_per_s for name, node in nodes.items() if node.load.measured
+        },
+        **{key: {(name,): node.counts[of] for name, node in nodes.items()} for key, of in COUNTED.items()},
+        "node_canaries": _by_result(nodes, "canaries_"),
+        "node_receipts": _by_result(nodes, "receipts_"),
+        "node_failures": {
+            (name, check.value): count for name, node in nodes.items() for check, count in node.failed.items()
+        },
+        "node_ejections": sent_away(NodeState.EJECTED),
+        "node_quarantines": sent_away(NodeState.QUARANTINED),
+    }
 
 
-def _gauges(nodes: list[Node]) -> Iterator[Metric]:
-    state = GaugeMetricFamily("embedmesh_node_state", "1 for the state that the node is in", labels=["node", "state"])
-    tokens = GaugeMetricFamily("embedmesh_node_tokens_outstanding", "Tokens sent and not answered", labels=["node"])
-    speed = GaugeMetricFamily("embedmesh_node_tokens_per_second", "Measured speed", labels=["node"])
-    for node in nodes:
-        for each in NodeState:
-            state.add_metric([node.node_id, each.value], float(node.state is each))
-        tokens.add_metric([node.node_id], node.load.tokens)
-        if node.load.measured:
-            speed.add_metric([node.node_id], node.load.tokens_per_s)
-    yield from (state, tokens, speed)
-
-
-def _named(node: Node, prefix: str) -> Iterator[tuple[str, int]]:
-    for key, count in node.counts.items():
-        if key.startswith(prefix):
-            yield key.removeprefix(prefix), count
+def _by_result(nodes: dict[str, Node], prefix: str) -> dict[tuple[str, ...], float]:
+    return {
+        (name, key.removeprefix(prefix)): count
+        for name, node in nodes.items()
+        for key, count in node.counts.items()
+        if key.startswith(prefix)
+    }

@@ -51,21 +51,21 @@ class GenerationApi(Api):
 
         The next message of a conversation, whole or as a stream, by a node that runs the model.
         """
-        return await self._embeddings.exchange(request, self._operations[CHAT_PATH])
+        return await self._embeddings.exchange(request, self._operations[CHAT_PATH], CHAT_PATH)
 
     async def create_completion(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create a completion.
 
         How a text goes on, whole or as a stream, by a node that runs the model.
         """
-        return await self._embeddings.exchange(request, self._operations[COMPLETIONS_PATH])
+        return await self._embeddings.exchange(request, self._operations[COMPLETIONS_PATH], COMPLETIONS_PATH)
 
     async def create_image(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create images.
 
         Images for a description. A `url` in the reply is a `data:` URL: nothing has to be fetched.
         """
-        return await self._embeddings.exchange(request, self._operations[IMAGES_PATH])
+        return await self._embeddings.exchange(request, self._operations[IMAGES_PATH], IMAGES_PATH)
 
     ROUTES = (
         Route(

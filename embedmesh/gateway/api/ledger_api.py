@@ -22,6 +22,7 @@ from embedmesh.gateway.api.replies import LedgerReport, Moved, PayableReply, Rep
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.reports import Bought
 
@@ -56,6 +57,10 @@ class LedgerApi(Api):
         self._books = books
         self._checks = checks
         self.bodies = bodies
+        self._checked: dict[tuple[str, ...], float] = {("right",): 0, ("broken",): 0}
+
+    def readings(self) -> MetricReadings:
+        return {"ledger_checks": self._checked}
 
     async def explain_request(self, call: ApiCall[None, None]) -> ExplainedReply:
         """Explain a request.
@@ -118,7 +123,9 @@ class LedgerApi(Api):
             known = None if head is None else books.knew_head(head)
             return reply_of(LedgerReport, report, ok=report.ok and known is not False, head_known=known)
 
-        return await self._checks.ask(read)
+        report = await self._checks.ask(read)
+        self._checked["right" if report.ok else "broken",] += 1
+        return report
 
     ROUTES = (
         Route("GET", "/v1/admin/requests/{request_id}", ADMIN_KEY, explain_request),

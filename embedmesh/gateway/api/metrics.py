@@ -1,20 +1,60 @@
-"""A gateway's own metrics for Prometheus. Numbers and fixed labels only: never a text, a key or an id."""
+"""A gateway's own metrics for Prometheus. Numbers and words of closed lists only: never a text, a key or an id.
 
+A new metric is a line in one of the tables, and a value in the readings: of `gateway.build`, or of an API.
+"""
+
+import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
+from types import TracebackType
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from embedmesh.gateway.api.worker_metrics import Collected, WorkerMetrics
+from embedmesh.http.failures import TABLE
+from embedmesh.rules.errors import Failure, InternalError
+from embedmesh.rules.metrics import MetricReadings, MetricWords, words_and_labels
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+NO_ROUTE = "none"  # of requests that reached none: no such path, no such method, or a head that says two things
 
-GATEWAY_COUNTERS = {
+# Each route, model and code is one of a closed list: ours, or the operator's catalogue. Models serve two routes or
+# three, so that 100 models have at most 100 x 3 x 4 histograms, of 18 series, and 100 x 3 x 35 counters.
+OUTCOMES_OF_CODES = {"ok": "ok", "broken_off": "left", "dropped": "left"} | {
+    failure.code: "failed" if status >= 500 else "refused" for failure, (status, _) in TABLE.items()
+}
+"""What the code of a request's end means: `failed` is ours to mend; any other code is, too."""
+
+INTERNAL_ERRORS = "Bugs of ours. Stays at 0."
+GATEWAY_HISTOGRAMS: dict[str, MetricWords] = {
+    "request_seconds": (
+        "Seconds from a request's head to its end. `outcome`: ok, left (by the caller), refused (4xx), failed (5xx).",
+        "route",
+        "model",
+        "outcome",
+    ),
+}
+GATEWAY_COUNTERS: dict[str, MetricWords] = {
+    "requests": (
+        "Requests that ended: `ok`, `broken_off`, `dropped`, or the code of the failure. `route` is `none` where "
+        "none was reached, `model` is empty where it was not known or there is none.",
+        "route",
+        "model",
+        "code",
+    ),
+    "internal_errors": INTERNAL_ERRORS,
+    "tokens": ("Tokens charged, but for lines of batches.", "model"),
+    "charged_nanousd": ("Nano-USD charged, but for lines of batches.", "model"),
+    "batches_ended": ("Batches that this gateway has brought to their end, by their last state.", "state"),
+    "batch_lines": ("Lines of batches that are answered and settled, `completed` or `failed`.", "model", "result"),
+    "batch_tokens": ("Tokens of lines of batches, read and made.", "model"),
+    "batch_charged_nanousd": ("Nano-USD charged for lines of batches.", "model"),
+    "ledger_checks": ("Checks of the ledger through the API, by result: `right` or `broken`.", "result"),
     "store_holds": "Holds written: money set aside for a request.",
     "store_holds_refused": "Holds refused: the account had too little, or the key had no room.",
     "store_captured": "Holds captured: the reply was delivered and charged.",
@@ -40,8 +80,12 @@ GATEWAY_COUNTERS = {
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
 }
-GATEWAY_GAUGES = {
-    "in_flight": "Embedding requests being handled now.",
+GATEWAY_GAUGES: dict[str, MetricWords] = {
+    "batches_under_way": "Batches that this gateway works on.",
+    "certificate_expires_timestamp_seconds": "When the certificate of the port expires. Only with TLS.",
+    "files_free_bytes": "Bytes that files may take yet on their disk, at the last look, a minute ago at most.",
+    "store_unavailable": "1 while the store does not take writes.",
+    "in_flight": "Requests for embeddings, chat, completions and images being handled now.",
     "reply_bytes": "Bytes of replies that are being made or sent.",
     "store_largest_batch": "Writes in the largest transaction since the start.",
     "nodes_ready": "Nodes that take work now.",
@@ -52,42 +96,34 @@ GATEWAY_GAUGES = {
 
 
 class Metrics:
-    """One registry for each process. `readings` gives the values of GATEWAY_COUNTERS and GATEWAY_GAUGES at each scrape.
+    """One registry for each process. `readings` gives values of the tables' metrics at each scrape.
 
     Counts of every request are plain numbers: the library's own counters cost four times as much.
     """
 
-    def __init__(self, readings: Callable[[], dict[str, float]], workers: WorkerMetrics | None = None) -> None:
+    def __init__(self, readings: Callable[[], MetricReadings], workers: WorkerMetrics | None = None) -> None:
         """With `workers`, a page is the sum over all gateway processes that share a port."""
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter and histogram has a gauge beside it
         self.registry = CollectorRegistry()
         self._workers = workers
-        self._times: dict[tuple[str, str], _Times] = {}
+        self._routes: defaultdict[str, RouteCounts] = defaultdict(RouteCounts)
         self.registry.register(Collected(self._collect))
         self.internal_errors = prometheus_client.Counter(
-            "embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry
+            "embedmesh_internal_errors", INTERNAL_ERRORS, registry=self.registry
         )
-        self.registry.register(Collected(lambda: _families(readings())))
+        self.registry.register(Collected(lambda: families(readings(), GATEWAY_COUNTERS, GATEWAY_GAUGES)))
         ProcessCollector(registry=self.registry)
 
-    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
-        """Count a request, ended `seconds` after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
-
-        `model` is empty if the request ended before its model was known. `tokens` and `nanousd` were charged.
-        """
-        try:
-            times = self._times[code, model]
-        except KeyError:
-            times = self._times[code, model] = _Times()
-        times.counts[bisect_left(BUCKETS_S, seconds)] += 1
-        times.seconds += seconds
-        times.tokens += tokens
-        times.nanousd += nanousd
+    def route(self, path: str) -> "RouteCounts":
+        """The counts of a route, by its path as `ROUTES` have it."""
+        return self._routes[path]
 
     def requests(self) -> Counter[str]:
-        """Outcome -> requests that ended with it."""
+        """Code -> requests that ended with it."""
         found: Counter[str] = Counter()
-        for (code, _), times in self._times.items():
-            found[code] += sum(times.counts)
+        for counts in self._routes.values():
+            for (code, _), times in counts.times.items():
+                found[code] += sum(times.counts)
         return found
 
     def text(self) -> bytes:
@@ -95,26 +131,94 @@ class Metrics:
         return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
 
     def _collect(self) -> Iterator[Metric]:
-        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self.requests())
-        tokens: Counter[str] = Counter()
-        nanousd: Counter[str] = Counter()
-        for (_, model), times in self._times.items():
-            if times.nanousd or times.tokens:
-                tokens[model] += times.tokens
-                nanousd[model] += times.nanousd
-        yield _by_label("tokens", "Tokens embedded and charged.", "model", tokens)
-        yield _by_label("charged_nanousd", "Nano-USD charged.", "model", nanousd)
+        requests: dict[tuple[str, ...], float] = {}
+        tokens: Counter[tuple[str, ...]] = Counter()
+        nanousd: Counter[tuple[str, ...]] = Counter()
+        outcomes: defaultdict[tuple[str, ...], _Times] = defaultdict(_Times)
+        for route, counts in self._routes.items():
+            for (code, model), times in counts.times.items():
+                requests[route, model, code] = sum(times.counts)
+                if times.nanousd or times.tokens:
+                    tokens[model,] += times.tokens
+                    nanousd[model,] += times.nanousd
+                if route != NO_ROUTE:
+                    outcomes[route, model, OUTCOMES_OF_CODES.get(code, "failed")].add(times)
+        charged = {"tokens": tokens, "charged_nanousd": nanousd}
+        yield from families({"requests": requests, **charged}, GATEWAY_COUNTERS, GATEWAY_GAUGES)
         bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]
-        words = "Seconds from a request's head to its end, by outcome and model (empty if it was not known yet)."
-        family = HistogramMetricFamily("embedmesh_request_seconds", words, labels=["code", "model"])
-        for labels, times in self._times.items():
-            buckets = list(zip(bounds, accumulate(times.counts), strict=True))
-            family.add_metric(labels, buckets, times.seconds)
+        for name, said in GATEWAY_HISTOGRAMS.items():
+            words, names = words_and_labels(said)
+            family = HistogramMetricFamily(f"embedmesh_{name}", words, labels=names)
+            for labels, times in outcomes.items():
+                family.add_metric(labels, list(zip(bounds, accumulate(times.counts), strict=True)), times.seconds)
+            yield family
+
+
+class RouteCounts:
+    """How the requests of one route end."""
+
+    __slots__ = ("times",)
+
+    def __init__(self) -> None:
+        self.times: dict[tuple[str, str], _Times] = {}  # by code and model
+
+    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
+        """Count a request, ended `seconds` after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
+
+        `model` is empty if the request ended before its model was known. `tokens` and `nanousd` were charged.
+        """
+        try:
+            times = self.times[code, model]
+        except KeyError:
+            times = self.times[code, model] = _Times()
+        times.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        times.seconds += seconds
+        times.tokens += tokens
+        times.nanousd += nanousd
+
+
+class CountedRequest:
+    """One request that the flow does not count, as a context manager. Set `code` where nothing is raised."""
+
+    def __init__(self, counts: RouteCounts) -> None:
+        self._counts = counts
+        self._began = time.monotonic()
+        self.code = "ok"
+
+    def __enter__(self) -> "CountedRequest":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        code = self.code if error is None else code_of(error)
+        self._counts.ended(code, "", time.monotonic() - self._began)
+
+
+def code_of(error: BaseException) -> str:
+    """The code of a request that ended with this: `dropped` where its caller went."""
+    if isinstance(error, Failure):
+        return error.code
+    went = isinstance(error, ConnectionError) or not isinstance(error, Exception)
+    return "dropped" if went else InternalError.code
+
+
+def families(
+    readings: MetricReadings, counters: Mapping[str, MetricWords], gauges: Mapping[str, MetricWords]
+) -> Iterator[Metric]:
+    """The readings as Prometheus' client has them. A name that no table has is a KeyError."""
+    for name, value in readings.items():
+        words, labels = words_and_labels(counters[name] if name in counters else gauges[name])
+        family: CounterMetricFamily | GaugeMetricFamily
+        if name in counters:
+            family = CounterMetricFamily(f"embedmesh_{name}", words, labels=labels)
+        else:
+            family = GaugeMetricFamily(f"embedmesh_{name}", words, labels=labels)
+        for values, each in value.items() if isinstance(value, Mapping) else [((), value)]:
+            family.add_metric(values, each)
         yield family
 
 
 class _Times:
-    """Requests of one outcome of one model by bucket, and the sums of their seconds, tokens and nano-USD."""
+    """Requests of one end by bucket, and the sums of their seconds, tokens and nano-USD."""
 
     __slots__ = ("counts", "nanousd", "seconds", "tokens")
 
@@ -123,17 +227,7 @@ class _Times:
         self.seconds = 0.0
         self.tokens = self.nanousd = 0
 
-
-def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(f"embedmesh_{name}", words, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
-
-
-def _families(values: dict[str, float]) -> Iterator[Metric]:
-    for name, value in values.items():
-        if name in GATEWAY_COUNTERS:
-            yield CounterMetricFamily(f"embedmesh_{name}", GATEWAY_COUNTERS[name], value=value)
-        else:
-            yield GaugeMetricFamily(f"embedmesh_{name}", GATEWAY_GAUGES[name], value=value)
+    def add(self, other: "_Times") -> None:
+        """All but tokens and nano-USD."""
+        self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+        self.seconds += other.seconds

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.flow.identify import identify
+from embedmesh.gateway.api.metrics import CountedRequest, RouteCounts
 from embedmesh.gateway.api.queries import path_parameter, query_of
 from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
@@ -22,6 +23,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.rules.errors import Failure, InsufficientScope, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller, Keys, RateLimits
 from embedmesh.rules.shares import Room
 
@@ -127,22 +129,35 @@ class Api:
         """The handler, within the bounds that all routes of this API share. It runs after the key was checked."""
         return handler
 
+    def readings(self) -> MetricReadings:
+        """What `/metrics` shows of this API, besides its requests."""
+        return {}
+
 
 def router(
-    apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None, *, admin_certificate: bool = False
+    apis: Iterable[Api],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    *,
+    admin_certificate: bool = False,
+    counts: Callable[[str], RouteCounts] | None = None,
 ) -> Routes:
     """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply.
 
-    `admin_certificate`: what asks for the scope `admin` asks for a client certificate, too.
+    `admin_certificate`: what asks for the scope `admin` asks for a client certificate, too. `counts` are those of a
+    path, for requests that the flow does not count.
     """
     routes: dict[str, dict[str, Handler]] = {}
     for api in apis:
         for route in api.ROUTES:
             handler = api.bounded(_adapted(route, api))
-            if isinstance(route.scope, tuple) and not (route.raw and route.raw.key_checked_by_flow):
+            by_flow = route.raw is not None and route.raw.key_checked_by_flow
+            if isinstance(route.scope, tuple) and not by_flow:
                 if admin_certificate and ADMIN_SCOPE in route.scope:
                     handler = _with_certificate(handler)
                 handler = _with_key(handler, route.scope, keys, rate_limits)
+            if counts is not None and not by_flow:
+                handler = _counted(handler, counts(route.path))
             routes.setdefault(starred(route.path), {})[route.method] = handler
     return routes
 
@@ -194,6 +209,19 @@ def _adapted(route: Route, api: Api) -> Handler:
         return json_reply(await route.handler(api, ApiCall(request, parameter, body, query)))
 
     return answer
+
+
+def _counted(handler: Handler, counts: RouteCounts) -> Handler:
+    """The handler, with a count of how its requests end."""
+
+    async def watched(request: web.BaseRequest) -> web.StreamResponse:
+        with CountedRequest(counts) as counted:
+            response = await handler(request)
+            if response.status >= 400:
+                counted.code = f"http_{response.status}"
+            return response
+
+    return watched
 
 
 def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None) -> Handler:

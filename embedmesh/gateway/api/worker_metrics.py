@@ -1,7 +1,8 @@
 """One page of metrics for several gateway processes that share a port: the page of each is the sum over all.
 
 Each worker keeps a file of its numbers in one folder. A worker that replaces a dead one continues its counters, so that
-no counter falls: Prometheus would take that for a restart, and count everything again.
+no counter falls: Prometheus would take that for a restart, and count everything again. Of nodes that have left it
+continues none.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ SUMMED = frozenset({"counter", "histogram"})  # types whose values only rise
 # Of other gauges the page has the largest: a node's state and speed, a moment, a bound.
 SUMMED_GAUGES = frozenset(
     {
+        "embedmesh_batches_under_way",
         "embedmesh_in_flight",
         "embedmesh_reply_bytes",
         "embedmesh_tokens_outstanding",
@@ -66,7 +68,12 @@ class WorkerMetrics:
             await asyncio.sleep(WRITE_EVERY_S)
 
     def _write(self, registry: CollectorRegistry) -> list[Metric]:
-        metrics = [_with(metric, [self._before], rising_only=True) for metric in registry.collect()]
+        found = list(registry.collect())
+        nodes = {one.labels.get("node") for metric in found for one in metric.samples}
+        before = {
+            name: [one for one in page if dict(one.labels).get("node") in nodes] for name, page in self._before.items()
+        }
+        metrics = [_with(metric, [before], rising_only=True) for metric in found]
         page = {
             metric.name: [
                 _WorkerSample(one.name, tuple(sorted(one.labels.items())), one.value) for one in metric.samples
