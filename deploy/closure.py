@@ -34,7 +34,8 @@ LOADED_LATE = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2")  # by th
 # Of Python's own library: its tests, its editor, what makes environments, and what only its build needs.
 NEEDLESS = {"test", "tests", "idlelib", "idle_test", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "venv"}
 NEEDLESS |= {"site-packages", "dist-packages", "__pycache__", "distutils"}
-UNLINKED = ("_tkinter", "_test", "_ctypes_test", "_xx", "xx")  # modules that nothing but tests and an editor import
+# Modules of it that only tests and an editor import, and two that bring databases and Kerberos along.
+UNLINKED = ("_tkinter", "_test", "_ctypes_test", "_xx", "xx", "nis.", "_dbm.", "_gdbm.", "ossaudiodev")
 MOUNTED = ("dev", "proc", "run", "sys")  # by whoever runs a container
 OPEN = ("data", "shared", "tmp")  # that any user may write to, where a file system is mounted there
 
@@ -75,7 +76,7 @@ class Closure:
         return real
 
     def library(self, stdlib: Path) -> None:
-        """Python's own modules, compiled by hash: a read-only image could not do it later."""
+        """Python's own modules, compiled and by hash: a read-only image could not do it later."""
         for each in sorted(stdlib.iterdir()):
             if each.name not in NEEDLESS and not each.name.startswith("config-"):
                 self.take(each)
@@ -86,7 +87,12 @@ class Closure:
             if module.name.startswith(UNLINKED):
                 module.unlink()
         unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-        compileall.compile_dir(copied, stripdir=str(self.out), prependdir="/", quiet=2, invalidation_mode=unchecked)
+        compileall.compile_dir(
+            copied, stripdir=str(self.out), prependdir="/", quiet=2, legacy=True, invalidation_mode=unchecked
+        )
+        for source in copied.rglob("*.py"):
+            if source.with_suffix(".pyc").exists() and not source.is_symlink():
+                source.unlink()
 
 
 def libraries(venv: Path, programs: list[Path]) -> list[Path]:

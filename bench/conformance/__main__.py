@@ -74,16 +74,15 @@ def measure(names: list[str], only: str = "", write: bool = False) -> Conformanc
                             say(f"{name}: both nodes do not get work before “{row.promise}”")
                         columns[name].cells[row.promise] = tried(row, bed)
                         bar.advance(task)
+                if write:
+                    write_page(ROWS, columns, skipped)
             except NotInstalled as why:
                 if name == OURS:
                     raise
                 del columns[name]
                 skipped[name] = str(why)
                 say(f"{name} is left out: {why}")
-    figures = ConformanceFigures(columns, skipped, os.getloadavg()[1])
-    if write:
-        write_page(ROWS, figures.columns, skipped)
-    return figures
+    return ConformanceFigures(columns, skipped, os.getloadavg()[1])
 
 
 def version_of(name: str) -> str:

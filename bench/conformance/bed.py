@@ -102,7 +102,7 @@ def settle(bed: Bed, within_s: float) -> bool:
         while not ended.is_set():
             with bed.both("honest"):
                 found = bed.several(count=AT_ONCE)
-                if all(node.seen for node in bed.nodes) and found[RIGHT] == found.total():
+                if all(any(seen.from_caller for seen in node.seen) for node in bed.nodes) and found[RIGHT] == found.total():
                     return True
             ended.wait(0.2)
         return False

@@ -18,6 +18,8 @@ WIDTH_OTHER = 256  # of another model; the right one has 384
 LONG = 3.0  # length of a vector that is not of unit length
 INPUTS_FEW = 32  # that a node takes at once: the default of TEI
 TOKENS_ABSURD = 10**9
+NODE_S = 0.02  # that a node takes for a request: a few texts on a processor
+LATE_S = 2.0
 ELSEWHERE = "ELSEWHERE"  # stands for a third server's address in `redirect`
 
 Reply = dict[str, Any]
@@ -34,6 +36,7 @@ class Fault(NamedTuple):
     form: str = ""  # that vectors have, whatever was asked
     any_model: bool = False  # answers every name with the vectors of its one model
     inputs_max: int = 2_048
+    late_s: float = NODE_S  # before it does anything
 
 
 def as_json(body: bytes, status: int = 200, **headers: str) -> web.Response:
@@ -122,5 +125,6 @@ FAULTS: dict[str, Fault] = {
     "hang": Fault("takes the request and never answers", "hang"),
     "drip": Fault("answers one byte every 0.2 s", "drip"),
     "reset": Fault("a TCP reset when the request has come", "reset"),
+    "late": Fault(f"answers right, after {LATE_S:g} s", late_s=LATE_S),
     "close-mid-body": Fault("computes, and hangs up 100 bytes before its answer's end", "close-mid-body"),
 }

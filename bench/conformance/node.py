@@ -7,6 +7,8 @@ text that is too long, takes token ids for its own vocabulary's, and passes over
 import asyncio
 import base64
 import json
+import logging
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ MAX_TOKENS = 256  # of the default model, special tokens included
 BODY_BYTES_MAX = 64 * 1024 * 1024
 SEED = 1
 LOOP_S = 10.0  # for the loop's thread to start or end
+MARK = b" of the conformance run"  # in texts of callers
 NAMES = (MODEL, f"sentence-transformers/{MODEL}")
 
 
@@ -43,6 +46,11 @@ class Seen(NamedTuple):
         """Its inputs."""
         given = json.loads(self.body)["input"]
         return [given] if isinstance(given, str) else given
+
+    @property
+    def from_caller(self) -> bool:
+        """No question of a gateway's own."""
+        return MARK in self.body
 
 
 class Truth:
@@ -77,7 +85,10 @@ class ConformanceNode:
         self.name, self.fault, self.seen, self.met, self.elsewhere = name, FAULTS["honest"], list[Seen](), 0, ""
         self._truth, self._state = truth, State(Random(SEED))
         self._runner: web.AppRunner | None = None
-        self.port = 0
+        self._held = socket.socket()  # bound, so that nobody gets the port while this node is down
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._held.bind((HOST, 0))
+        self.port: int = self._held.getsockname()[1]
 
     def __enter__(self) -> "ConformanceNode":
         self._loop = asyncio.new_event_loop()
@@ -91,10 +102,11 @@ class ConformanceNode:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(LOOP_S)
         self._loop.close()
+        self._held.close()
 
     def up(self) -> None:
         """Listen, on the same port as before."""
-        self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(LOOP_S)
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(LOOP_S)
 
     def down(self) -> None:
         """Listen no more, and close all connections."""
@@ -111,16 +123,15 @@ class ConformanceNode:
         finally:
             self.fault = FAULTS["honest"]
 
-    async def _start(self) -> int:
+    async def _start(self) -> None:
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # routers try HTTP/2 first
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/embeddings", self._embeddings)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, self.port, reuse_address=True)
-        await site.start()
-        return int(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
+        await web.TCPSite(self._runner, HOST, self.port, reuse_port=True).start()
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"message": "ok"})
@@ -131,7 +142,9 @@ class ConformanceNode:
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body, fault = await request.read(), self.fault
-        self.seen.append(Seen(request.path, dict(request.headers), body))
+        came = Seen(request.path, dict(request.headers), body)
+        self.seen.append(came)
+        await asyncio.sleep(fault.late_s)
         call = _parsed(body)
         if call is None:
             return _refusal(400, "The body is not a request of this API.", "invalid_value")
@@ -143,13 +156,13 @@ class ConformanceNode:
             return _refusal(400, "The input is not of this API's form.", "invalid_value")
         if len(ids) > fault.inputs_max:
             return _refusal(413, f"At most {fault.inputs_max} inputs.", "too_many_inputs")
+        self.met += fault is not FAULTS["honest"] and came.from_caller
         return await self._answered(request, fault, ids, call)
 
     async def _answered(
         self, request: web.Request, fault: Fault, ids: list[list[int]], call: dict[str, Any]
     ) -> web.StreamResponse:
         mode = MODES[fault.mode]
-        self.met += fault is not FAULTS["honest"]
 
         async def honest() -> web.Response:
             return _reply(call, vectors(ids, width=WIDTH), self._truth.tokens(ids), FAULTS["honest"])

@@ -159,10 +159,10 @@ class Ours:
         self._joined += 1
         self._add(self._first, f"first-{self._joined}")
 
-    def readmit(self) -> None:
-        """End quarantines, as an operator who has mended his nodes."""
-        for name in ("second", f"first-{self._joined}"):
-            self._admin.ask(path=f"/v1/admin/nodes/{name}/readmit")
+    def mend(self) -> None:
+        """As an operator who has mended his nodes: the first one is another one, and has no past."""
+        self._admin.ask(path="/v1/admin/nodes/second/readmit")
+        self.rejoin()
 
     def money(self) -> tuple[int, int]:
         """Requests and tokens that were charged, once all is written."""
@@ -222,7 +222,7 @@ def _ours(stack: ExitStack, folder: Path, *nodes_and_truth: Any) -> tuple[Bed, C
     bed = Bed(target, first, second, third, truth, keys=True, money=ours.money, rejoin=ours.rejoin, repeats=True)
 
     def settled() -> bool:
-        ours.readmit()
+        ours.mend()
         return settle(bed, SETTLE_S)
 
     return bed, settled
