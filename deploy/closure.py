@@ -1,12 +1,11 @@
 """Copy what a virtual environment needs of the system that it was made on: `closure.py VENV OUT`.
 
 Python and its library, the shared libraries that anything in VENV is linked to, a shell with a few programs,
-certificates, licences, and the list of packages, which scanners read. A distribution's package manager, Perl and the like
-stay behind: they were two thirds of the base, and nothing here can start them.
+certificates, licences, and the list of packages, which scanners read. A distribution's package manager, Perl and the
+like stay behind: they were two thirds of the base, and nothing here starts them.
 """
 
 import compileall
-import os
 import py_compile
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 # sh, cat and sleep are called by compose files and charts, the others by whoever looks into a container.
-PROGRAMS = ("sh", "cat", "sleep", "ls", "env", "id", "date", "cp", "mkdir", "rm", "df")
+PROGRAMS = ("sh", "cat", "sleep", "ls", "env", "id", "date", "cp", "mkdir", "rm", "df", "head", "tail")
 FILES = (
     "/etc/passwd",
     "/etc/group",
@@ -32,10 +31,22 @@ FILES = (
 )
 LOADED_LATE = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2")  # by the C library itself
 # Of Python's own library: its tests, its editor, what makes environments, and what only its build needs.
-NEEDLESS = {"test", "tests", "idlelib", "idle_test", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "venv"}
+NEEDLESS = {
+    "test",
+    "tests",
+    "idlelib",
+    "idle_test",
+    "tkinter",
+    "turtledemo",
+    "ensurepip",
+    "lib2to3",
+    "pydoc_data",
+    "venv",
+}
 NEEDLESS |= {"site-packages", "dist-packages", "__pycache__", "distutils"}
 # Modules of it that only tests and an editor import, and two that bring databases and Kerberos along.
 UNLINKED = ("_tkinter", "_test", "_ctypes_test", "_xx", "xx", "nis.", "_dbm.", "_gdbm.", "ossaudiodev")
+MERGED = ("bin", "sbin", "lib", "lib64")  # links into /usr, where the system has them so
 MOUNTED = ("dev", "proc", "run", "sys")  # by whoever runs a container
 OPEN = ("data", "shared", "tmp")  # that any user may write to, where a file system is mounted there
 
@@ -52,8 +63,8 @@ class Closure:
         here = self.out / parent.relative_to("/") / path.name
         if path.is_symlink():
             if not here.is_symlink():
-                here.symlink_to(os.readlink(path))
-            target = path.parent / os.readlink(path)
+                here.symlink_to(path.readlink())
+            target = path.parent / path.readlink()
             if target.exists():
                 self.take(target)
         elif path.is_dir():
@@ -70,7 +81,7 @@ class Closure:
                 link = self.out / above.parent.resolve().relative_to("/") / above.name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 if not link.is_symlink():
-                    link.symlink_to(os.readlink(above))
+                    link.symlink_to(above.readlink())
         real = path.parent.resolve()
         (self.out / real.relative_to("/")).mkdir(parents=True, exist_ok=True)
         return real
@@ -91,18 +102,23 @@ class Closure:
             copied, stripdir=str(self.out), prependdir="/", quiet=2, legacy=True, invalidation_mode=unchecked
         )
         for source in copied.rglob("*.py"):
-            if source.with_suffix(".pyc").exists() and not source.is_symlink():
+            if source.with_suffix(".pyc").exists():
                 source.unlink()
 
 
 def libraries(venv: Path, programs: list[Path]) -> list[Path]:
     """Shared libraries outside of `venv` that programs and modules are linked to. Exits where one is missing."""
     ours = Path(sysconfig.get_path("platstdlib")).glob("lib-dynload/*.so")
-    modules = [*venv.rglob("*.so"), *venv.rglob("*.so.*"), *(each for each in ours if not each.name.startswith(UNLINKED))]
+    modules = [
+        *venv.rglob("*.so"),
+        *venv.rglob("*.so.*"),
+        *(each for each in ours if not each.name.startswith(UNLINKED)),
+    ]
+    ldd = shutil.which("ldd") or sys.exit("closure: ldd is missing")
     inside = {path.name for path in venv.rglob("*.so*")}
     found = set()
     for file in [*programs, *modules]:
-        said = subprocess.run(["ldd", str(file)], capture_output=True, text=True, check=False).stdout
+        said = subprocess.run([ldd, str(file)], capture_output=True, text=True, check=False).stdout
         for line in said.splitlines():
             name, _, rest = line.strip().partition(" => ")
             place = (rest or name).split(" (")[0]
@@ -136,6 +152,9 @@ def main() -> None:
     for licence in Path("/usr/share/doc").glob("*/copyright"):
         if not licence.is_symlink():
             closure.take(licence)
+    for name in MERGED:
+        if Path("/", name).is_symlink() and not (out / name).is_symlink():
+            (out / name).symlink_to(Path("/", name).readlink())
     for name in MOUNTED:
         (out / name).mkdir(exist_ok=True)
     for name in OPEN:
@@ -147,7 +166,7 @@ def _chain(python: Path) -> list[Path]:
     """The interpreters that the environment's own is a link to."""
     found = []
     while python.is_symlink():
-        python = python.parent / os.readlink(python)
+        python = python.parent / python.readlink()
         found.append(python)
     return found
 

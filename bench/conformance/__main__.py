@@ -1,7 +1,7 @@
 """Never another model, never another width: `python -m bench.conformance [NAME ...] [--only WORDS] [--write] [--json]`.
 
-Each row is a promise that a caller of embeddings needs. Each is tried over HTTP on us and on other gateways, in front of
-two nodes of which one or both can be wrong on command. The verdict is about us.
+Each row is a promise that a caller of embeddings needs. Each is tried over HTTP on us and on other gateways, in front
+of two nodes of which one or both can be wrong on command. The verdict is about us.
 """
 
 import os
@@ -20,6 +20,7 @@ from bench.conformance.row import Cell, Row, tried
 from bench.rig.command import CannotRun, bench, check_names, model_folder, progress, say
 from bench.rig.install import NotInstalled
 from bench.rig.tables import print_table
+from embedmesh import __version__
 
 ROWS: tuple[Row, ...] = (*rows_answers.ROWS, *rows_requests.ROWS, *rows_failures.ROWS)
 NAMES = (OURS, NOTHING, *PEERS)
@@ -60,7 +61,9 @@ def measure(names: list[str], only: str = "", write: bool = False) -> Conformanc
         raise CannotRun("no row has these words")
     if write and (names or only):
         raise CannotRun("the page has all rows of all gateways: --write goes without names and --only")
-    truth, columns, skipped = Truth(model_folder()), {}, {}
+    truth = Truth(model_folder())
+    columns: dict[str, Column] = {}
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="embedmesh-conformance-") as folder, progress() as bar:
         wanted = names or list(NAMES)
         task = bar.add_task("starting", total=len(wanted) * len(rows))
@@ -90,7 +93,7 @@ def version_of(name: str) -> str:
     if name == "nginx":
         said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr
         return said.strip().rpartition("/")[2]
-    return PEERS[name].version if name in PEERS else ""
+    return PEERS[name].version if name in PEERS else __version__ if name == OURS else ""
 
 
 def show(figures: ConformanceFigures, console: Console) -> None:
@@ -98,7 +101,9 @@ def show(figures: ConformanceFigures, console: Console) -> None:
     names = list(figures.columns)
     promises = list(next(iter(figures.columns.values())).cells)
     lines = [[promise, *(_words(figures.columns[name].cells.get(promise)) for name in names)] for promise in promises]
-    counts = [f"{column.count('kept')} of {len(column.cells) - column.count('n.a.')}" for column in figures.columns.values()]
+    counts = [
+        f"{column.count('kept')} of {len(column.cells) - column.count('n.a.')}" for column in figures.columns.values()
+    ]
     print_table(console, ("", *names), [*lines, ["kept", *counts]])
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bench.conformance.caller import Answer, Broken, NotClaimed, Target, check_right
@@ -27,8 +27,9 @@ def fresh() -> str:
 
 @dataclass
 class Bed:
-    """`money` tells requests and tokens that were charged so far, where there is money at all; `keys` and `lists` say
-    whether it claims to check keys, and to list models. `rejoin` has the first node join as a new one.
+    """`money` tells requests and tokens that were charged so far, where there is money at all. `keys`, `lists` and
+    `repeats` say whether it claims to check keys, to list models, and to know an Idempotency-Key; `hides_key` that the
+    nodes do not check the same key. `rejoin` has the first node join as a new one.
     """
 
     target: Target
@@ -37,11 +38,11 @@ class Bed:
     third: ConformanceNode
     truth: Truth
     keys: bool = False
+    hides_key: bool = True
     lists: bool = True
     money: Callable[[], tuple[int, int]] | None = None
     rejoin: Callable[[], None] | None = None
-    repeats: bool = False  # whether it knows Idempotency-Key
-    asked: list[str] = field(default_factory=list)  # texts of the last `several`
+    repeats: bool = False
 
     @property
     def nodes(self) -> tuple[ConformanceNode, ConformanceNode]:
@@ -86,6 +87,11 @@ class Bed:
         if not self.keys:
             raise NotClaimed
 
+    def need_list(self) -> None:
+        """Raises NotClaimed where it lists no models."""
+        if not self.lists:
+            raise NotClaimed
+
     def need_money(self) -> Callable[[], tuple[int, int]]:
         """Raises NotClaimed where it charges nothing."""
         if self.money is None:
@@ -102,7 +108,10 @@ def settle(bed: Bed, within_s: float) -> bool:
         while not ended.is_set():
             with bed.both("honest"):
                 found = bed.several(count=AT_ONCE)
-                if all(any(seen.from_caller for seen in node.seen) for node in bed.nodes) and found[RIGHT] == found.total():
+                if (
+                    all(any(seen.from_caller for seen in node.seen) for node in bed.nodes)
+                    and found[RIGHT] == found.total()
+                ):
                     return True
             ended.wait(0.2)
         return False

@@ -77,7 +77,8 @@ def _backwards(encoded: str) -> str:
 
 def _narrow(rows: Vectors) -> Vectors:
     rows = rows[:, :WIDTH_OTHER]
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("<f4")
+    scaled: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("<f4")
+    return scaled
 
 
 def _error_in_200(body: bytes) -> web.Response:
@@ -116,7 +117,9 @@ FAULTS: dict[str, Fault] = {
     "error-in-200": Fault("an error object with status 200", raw=_error_in_200),
     "html": Fault("a web page with status 200", "html"),
     "no-usage": Fault("a reply without usage", reply=lambda reply: reply.pop("usage")),
-    "absurd-usage": Fault("a usage of a billion tokens", reply=_set(usage={"prompt_tokens": TOKENS_ABSURD, "total_tokens": TOKENS_ABSURD})),
+    "absurd-usage": Fault(
+        "a usage of a billion tokens", reply=_set(usage={"prompt_tokens": TOKENS_ABSURD, "total_tokens": TOKENS_ABSURD})
+    ),
     "few-inputs": Fault(f"refuses more than {INPUTS_FEW} inputs (413)", inputs_max=INPUTS_FEW),
     "redirect": Fault("redirects to a third server", raw=_redirect),
     "oversize": Fault("a body of 64 MB", "oversize"),

@@ -62,9 +62,7 @@ class Truth:
 
     def ids(self, given: Any) -> list[list[int]]:
         """Of a text, texts, token ids or lists of them; cut where they are too long."""
-        if isinstance(given, str):
-            given = [given]
-        elif isinstance(given[0], int):
+        if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
         found = given if isinstance(given[0], list) else self._tokenizer.ids(given)
         return [each[: MAX_TOKENS - self._tokenizer.specials] for each in found]
@@ -106,7 +104,8 @@ class ConformanceNode:
 
     def up(self) -> None:
         """Listen, on the same port as before."""
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(LOOP_S)
+        if self._runner is None:
+            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(LOOP_S)
 
     def down(self) -> None:
         """Listen no more, and close all connections."""

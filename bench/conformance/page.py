@@ -9,7 +9,8 @@ from tests.data import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "conformance.md"
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
-SIGNS = {"kept": "✓", "broken": "✗", "n.a.": "–"}
+NONE = "\N{EN DASH}"
+SIGNS = {"kept": "✓", "broken": "✗", "n.a.": NONE}
 
 
 class Found(Protocol):
@@ -42,8 +43,8 @@ def _counts(columns: Mapping[str, Found], skipped: Mapping[str, str]) -> str:
     for name, column in columns.items():
         states = [cell.state for cell in column.cells.values()]
         numbers = " | ".join(str(states.count(state)) for state in SIGNS)
-        lines.append(f"| {name} | {column.version or '–'} | {numbers} |")
-    lines += [f"| {name} | not tried: {why} | – | – | – |" for name, why in skipped.items()]
+        lines.append(f"| {name} | {column.version or NONE} | {numbers} |")
+    lines += [f"| {name} | not tried: {why} | {NONE} | {NONE} | {NONE} |" for name, why in skipped.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -57,10 +58,10 @@ def _group(group: str, rows: Sequence[Row], columns: Mapping[str, Found]) -> str
         said = {name: column.cells[row.promise] for name, column in columns.items()}
         words = [f"{name} {_plain(cell.words)}" for name, cell in said.items() if cell.words]
         if words:
-            lines.append(f"- {row.promise} – {'; '.join(words)}")
+            lines.append(f"- **{row.promise}** {'; '.join(words)}")
     return "\n".join(lines) + "\n"
 
 
 def _plain(words: str) -> str:
     """Nothing that Markdown or HTML would take for its own."""
-    return words.replace("|", "/").replace("<", "‹").replace(">", "›").replace("\n", " ")
+    return words.replace("|", "/").replace("<", "(").replace(">", ")").replace("\n", " ")

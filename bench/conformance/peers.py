@@ -1,16 +1,15 @@
 """The gateways: each with the best configuration that its documentation has for two nodes that may fail.
 
-All are told to wait five seconds for a node, to try the other one, and to look again after a second at one that failed.
+All are told to wait five seconds for a node, to try the other one, and to leave one that fails alone for five seconds.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 
 from bench.conformance.bed import Bed, settle
 from bench.conformance.caller import Target
@@ -26,7 +25,7 @@ OURS, NOTHING = "embedmesh", "no gateway"
 START_S = 120.0  # LiteLLM takes ten to forty on a quiet machine
 SETTLE_S = 60.0  # until both nodes get work again, after one has failed
 NODE_S = 5  # that a gateway waits for a node
-AGAIN_S = 1  # until it looks again at a node that has failed
+AGAIN_S = 5  # until it looks again at a node that has failed
 POLL_S = 0.2
 ADDED_S = 30.0
 
@@ -61,11 +60,9 @@ litellm_settings: {{telemetry: false, drop_params: false, request_timeout: {node
 RETRIED = [408, 429, 500, 502, 503, 504]
 ROUTER = {
     "--request-timeout-secs": NODE_S,
-    "--retry-max-retries": 2,
-    "--retry-initial-backoff-ms": 50,
+    "--cb-failure-threshold": 3,
     "--cb-timeout-duration-secs": AGAIN_S,
     "--health-check-interval-secs": AGAIN_S,
-    "--api-key": KEY,
 }
 
 
@@ -76,8 +73,8 @@ class Peer:
     start: Callable[[Path, Sequence[int]], Started]
     version: str
     keys: bool = False  # whether it checks keys
+    hides_key: bool = True  # whether the caller's key is not the nodes' own
     lists: bool = True  # whether it lists models
-    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def nginx(folder: Path, nodes: Sequence[int]) -> Started:
@@ -107,7 +104,12 @@ def portkey_of_two(folder: Path, nodes: Sequence[int]) -> Started:
     """Load balanced over two orders of the same two targets, each falling back on the other."""
     started = portkey(folder, nodes[:1])
     targets = [
-        {"provider": "openai", "custom_host": f"http://{HOST}:{node}/v1", "api_key": "none", "request_timeout": 1000 * NODE_S}
+        {
+            "provider": "openai",
+            "custom_host": f"http://{HOST}:{node}/v1",
+            "api_key": "none",
+            "request_timeout": 1000 * NODE_S,
+        }
         for node in nodes
     ]
     fallback = {"mode": "fallback", "on_status_codes": RETRIED}
@@ -116,24 +118,26 @@ def portkey_of_two(folder: Path, nodes: Sequence[int]) -> Started:
     return started._replace(headers={"x-portkey-config": json.dumps(config)}, key=None)
 
 
-def router(name: str) -> Callable[[Path, Sequence[int]], Started]:
-    """vllm-router or sglang-router, in turns, with a key."""
+def router(name: str, key: str | None) -> Callable[[Path, Sequence[int]], Started]:
+    """vllm-router or sglang-router, in turns; the latter checks a key, which is that of the nodes, too."""
 
     def start(folder: Path, nodes: Sequence[int]) -> Started:
         port = free_port()
         options = [str(word) for pair in ROUTER.items() for word in pair]
-        return Started(port, python_router(name, "round_robin", nodes, port, *options), key=KEY)
+        options += ["--api-key", key] if key is not None else []
+        return Started(port, python_router(name, "round_robin", nodes, port, *options), key=key)
 
     return start
 
 
 PEERS: dict[str, Peer] = {
-    "nginx": Peer(nginx, "1.22", lists=False),
-    "vllm-router": Peer(router("vllm-router"), "0.1.17", keys=True),
-    "sglang-router": Peer(router("sglang-router"), "0.3.2", keys=True),
+    "nginx": Peer(nginx, "1.22"),
+    "vllm-router": Peer(router("vllm-router", None), "0.1.17"),
+    "sglang-router": Peer(router("sglang-router", KEY), "0.3.2", keys=True, hides_key=False, lists=False),
     "LiteLLM": Peer(litellm, "1.108.7", keys=True),
-    "Portkey": Peer(portkey_of_two, "1.9.8", lists=False),
+    "Portkey": Peer(portkey_of_two, "1.9.8"),
 }
+"""What sglang-router lists it learns from an API of SGLang's own, which these nodes do not have."""
 
 
 class Ours:
@@ -203,7 +207,7 @@ def gateway(name: str, folder: Path, truth: Truth) -> Iterator[tuple[Bed, Callab
             peer = PEERS[name]
             started = peer.start(folder, [first.port, second.port])
             target = Target(started.port, started.key, started.headers)
-            bed = Bed(target, first, second, third, truth, keys=peer.keys, lists=peer.lists)
+            bed = Bed(target, first, second, third, truth, peer.keys, peer.hides_key, peer.lists)
             process = Process(started.command, folder / "log", environment=started.environment, stop_s=5.0)
             stack.enter_context(process)
             if not wait_for(lambda: target.embed("ready?").status == 200, START_S, lambda: process.lives):
@@ -226,5 +230,3 @@ def _ours(stack: ExitStack, folder: Path, *nodes_and_truth: Any) -> tuple[Bed, C
         return settle(bed, SETTLE_S)
 
     return bed, settled
-
-

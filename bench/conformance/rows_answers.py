@@ -114,6 +114,7 @@ def dimensions_too_wide(bed: Bed) -> str:
 
 def width_is_told(bed: Bed) -> str:
     """Before anything is embedded: the list of models has a member for it, and it is right."""
+    bed.need_list()
     entries = bed.target.ask(method="GET", path="/v1/models").json().get("data") or [{}]
     named = [each for each in entries if {each.get("id"), *each.get("aliases", ())} & set(NAMES)]
     widths = [value for each in named for name, value in each.items() if name in WIDTH_MEMBERS and value is not None]

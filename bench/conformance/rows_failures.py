@@ -165,7 +165,11 @@ ROWS = (
     Row(FAILS, "It never answers: all are served within 20 s", wrong_answer("hang", all_served=True)),
     Row(FAILS, "A byte every 0.2 s: all are served within 20 s", wrong_answer("drip", all_served=True)),
     Row(FAILS, "A reset: all are served", wrong_answer("reset", all_served=True)),
-    Row(FAILS, "It hangs up before the end of its answer: all are served", wrong_answer("close-mid-body", all_served=True)),
+    Row(
+        FAILS,
+        "It hangs up before the end of its answer: all are served",
+        wrong_answer("close-mid-body", all_served=True),
+    ),
     Row(FAILS, "429 with `Retry-After`: all are served", wrong_answer("busy", all_served=True)),
     Row(FAILS, "Both say 429: 429 or 503, with `Retry-After`", both_busy),
     Row(FAILS, "Both are down: 5xx in OpenAI's envelope, within 20 s", both_down),

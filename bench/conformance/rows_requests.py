@@ -168,7 +168,7 @@ def keeps_headers(bed: Bed) -> str:
         came = [value for node in bed.nodes for seen in node.seen for value in seen.headers.values()]
     leaked = [
         words
-        for words, secret in (("cookie", SECRET), ("key", bed.target.key if bed.keys else None))
+        for words, secret in (("cookie", SECRET), ("key", bed.target.key if bed.keys and bed.hides_key else None))
         if secret is not None and any(secret in value for value in came)
     ]
     if leaked:
@@ -178,6 +178,7 @@ def keeps_headers(bed: Bed) -> str:
 
 def lists_models(bed: Bed) -> str:
     """By a name that a request may use."""
+    bed.need_list()
     if not _is_listed(bed):
         raise Broken("not listed")
     return ""
