@@ -19,6 +19,11 @@ FILES = (
     "/etc/passwd",
     "/etc/group",
     "/etc/nsswitch.conf",
+    "/etc/host.conf",  # a name in /etc/hosts may have several addresses
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/localtime",
     "/etc/os-release",
     "/etc/debian_version",
     "/etc/ld.so.cache",
