@@ -86,7 +86,7 @@ def test_a_container_is_given_the_time_that_a_drain_takes() -> None:
 
 
 def test_the_image_has_every_program_that_is_called_in_it() -> None:
-    """It has no more of a system than deploy/closure.py names: a program that a chart or a compose file calls must be."""
+    """It has no more of a system than deploy/closure.py names: what a chart or a compose file calls has to be there."""
     programs = set(runpy.run_path(str(DEPLOY / "closure.py"), run_name="closure")["PROGRAMS"])
     called = {"python3", "embedmesh"}
     for container in (each for pod in pods().values() for each in pod["containers"]):
