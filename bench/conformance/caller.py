@@ -91,6 +91,8 @@ class Target(NamedTuple):
             read = reply.read(BODY_BYTES_MAX)
             if len(read) == BODY_BYTES_MAX:
                 return Answer(0, {}, b"", f"more than {BODY_BYTES_MAX >> 20} MiB")
+            if late:
+                raise TimeoutError
             if reply.length:
                 return Answer(0, {}, b"", "a body that was cut")
             found = {name.lower(): value for name, value in reply.getheaders()}
