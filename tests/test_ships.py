@@ -5,6 +5,7 @@
 
 import json
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,20 @@ def test_a_container_is_given_the_time_that_a_drain_takes() -> None:
             if service.get("image", "").startswith("${EMBEDMESH_IMAGE"):
                 assert seconds(service["stop_grace_period"]) >= STOP_GATEWAY_S + STOP_NODE_S, (file, name)
                 assert service["read_only"] and service["cap_drop"] == ["ALL"], (file, name)
+
+
+def test_the_image_has_every_program_that_is_called_in_it() -> None:
+    """It has no more of a system than deploy/closure.py names: what a chart or a compose file calls has to be there."""
+    programs = set(runpy.run_path(str(DEPLOY / "closure.py"), run_name="closure")["PROGRAMS"])
+    called = {"python3", "embedmesh"}
+    for container in (each for pod in pods().values() for each in pod["containers"]):
+        stop = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sh"])
+        called |= {stop[0], container.get("command", ["sh"])[0].rpartition("/")[2]}
+    text = "".join(file.read_text() for file in DEPLOY.glob("compose*.yaml"))
+    called |= {name.rpartition("/")[2] for name in re.findall(r"entrypoint: \[([\w/]+)", text)}
+    called |= set(re.findall(r"\$\$\((\w+)", text))
+    assert {"sh", "cat", "sleep"} <= called
+    assert called - {"python3", "embedmesh"} <= programs
 
 
 # -- Kubernetes --------------------------------------------------------------------------------------------------------

@@ -194,6 +194,16 @@ async def test_vectors_of_a_model_that_normalizes_have_unit_length_whatever_the_
         assert np.allclose(rows(await one.embed(PART, MODEL, COUNTED, "req_1")), VECTORS, atol=1e-7)
 
 
+async def test_a_vector_in_the_other_byte_order_is_not_scaled_into_one_that_looks_right() -> None:
+    """Its components may all be finite and not zero: then only its length tells."""
+    swapped = [np.array(each, ">f4") for each in VECTORS]
+    async with server(lambda asked: ok(as_base64(swapped))) as (port, _):
+        one = link(port)
+        one._normalizing = {MODEL.id}
+        with pytest.raises(WrongAnswer, match="longer than any model"):
+            await one.embed(PART, MODEL, COUNTED, "req_1")
+
+
 async def test_what_it_serves_is_what_the_operator_said() -> None:
     (served,) = (await link(1).served()).data
     assert (served.id, served.width, served.digest) == (MODEL.id, MODEL.width, MODEL.digest)

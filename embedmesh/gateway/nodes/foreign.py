@@ -39,6 +39,7 @@ JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spel
 JSON_BYTES_PER_VECTOR = 512  # around each vector
 JSON_BYTES_PER_REPLY = 16_384  # around all vectors
 UNIT_OFF_MAX = 1e-3  # of a unit vector's length, in half floats
+VECTOR_LENGTH_MAX = 1e6  # of one that is scaled: models give 1 to some hundreds; bytes in another order 1e30 and more
 COUNT_DIGITS_MAX = 15  # of a number that is written as a string
 REPLY_FIELDS = ("data", "embedding", "index", "usage")  # that we read: each may be in its object once
 FIELD_NAMES = re.compile(f'"(?:{"|".join(REPLY_FIELDS)})"'.encode()).findall
@@ -208,11 +209,13 @@ def _row(embedding: str | list[float], width: int) -> bytes:
 
 
 def _unit(data: bytes, width: int) -> bytes:
-    """The vectors scaled to length 1, if any is not of about that length already."""
+    """The vectors scaled to length 1, if any is not of about that length already. Raises WrongAnswer."""
     rows = np.frombuffer(data, "<f4").reshape(-1, width)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not (np.abs(norms - 1.0) > UNIT_OFF_MAX).any():
         return data
+    if (norms > VECTOR_LENGTH_MAX).any():  # scaled, it would look like any other
+        raise WrongAnswer("a vector is longer than any model makes it", check=Check.ENCODING)
     norms[norms == 0] = 1.0  # `verify` refuses it
     unit: bytes = (rows / norms).astype("<f4").tobytes()
     return unit
