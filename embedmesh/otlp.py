@@ -5,6 +5,7 @@ lock. A collector that is away, slow or refuses disturbs nobody: the queue has a
 dropped and counted, and so is what was not taken.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -32,9 +33,7 @@ NO_FAULTS = frozenset(("cancelled", "dropped"))  # of nobody: another was faster
 ADDRESS = "embedmesh.node_address"
 
 
-def tracing_of(
-    url: str, a_second: int, service: str, environment: Mapping[str, str] = os.environ
-) -> Tracing | None:
+def tracing_of(url: str, a_second: int, service: str, environment: Mapping[str, str] = os.environ) -> Tracing | None:
     """What traces this process, if `url` says where to send them, or `env`; None if it does not. Raises SetupError."""
     if not url or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -71,7 +70,8 @@ class SpanSender:
 
     def __init__(self, endpoint: str | None, resource: Mapping[str, str]) -> None:
         """Raises SetupError where the SDK is not installed."""
-        self.sent = self.dropped = 0
+        self.sent = 0
+        self._full = self._refused = self._left = 0  # traces that were dropped: each is counted by one thread alone
         self._queue: deque[Trace] = deque()
         self._stopping = threading.Event()
         self._spans = _Spans(resource)
@@ -80,9 +80,14 @@ class SpanSender:
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)  # never keeps us from ending
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """Traces that there was no room for, or that were not taken."""
+        return self._full + self._refused + self._left
+
     def put(self, trace: Trace) -> None:
         if len(self._queue) >= QUEUED_TRACES_MAX:
-            self.dropped += 1
+            self._full += 1
         else:
             self._queue.append(trace)
 
@@ -91,7 +96,8 @@ class SpanSender:
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             self._exporter.shutdown()  # it may wait to try again
-        self.dropped += len(self._queue)
+        while left := self._next():
+            self._left += len(left)
 
     def _run(self) -> None:
         while not self._stopping.wait(SEND_EVERY_S):
@@ -100,16 +106,23 @@ class SpanSender:
 
     def _send(self) -> None:
         """All that waits."""
-        while self._queue:
+        while traces := self._next():
             spans: list[Any] = []
-            number = min(len(self._queue), SENT_AT_ONCE_MAX)
-            for _ in range(number):
-                spans += self._spans.of(self._queue.popleft())
+            for trace in traces:
+                spans += self._spans.of(trace)
                 self._stopping.wait(BREATH_S)
             if self._taken(spans):
-                self.sent += number
+                self.sent += len(traces)
             else:
-                self.dropped += number
+                self._refused += len(traces)
+
+    def _next(self) -> list[Trace]:
+        """The next few, which two threads may ask for in the end."""
+        found: list[Trace] = []
+        with contextlib.suppress(IndexError):
+            while len(found) < SENT_AT_ONCE_MAX:
+                found.append(self._queue.popleft())
+        return found
 
     def _taken(self, spans: Sequence[Any]) -> bool:
         try:
@@ -158,7 +171,7 @@ class _Spans:
 
     def was_taken(self, result: Any) -> bool:
         """Whether an export succeeded."""
-        return result.name == "SUCCESS"
+        return str(result.name) == "SUCCESS"
 
     def of(self, trace: Trace) -> list[Any]:
         """All spans of a trace, its own first."""

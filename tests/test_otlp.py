@@ -1,6 +1,7 @@
 """Traces reach a collector as OpenTelemetry has them; one that is away, slow or refuses disturbs nobody."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def traced(tracing: Tracing, *, error: str = "") -> Trace:
     return trace
 
 
-def begun(url: str, a_second: int = 10_000, **environment: str) -> tuple[Tracing, SpanSender]:
-    tracing = tracing_of(url, a_second, "embedmesh-test", environment)
+def begun(url: str, environment: Mapping[str, str] = {}) -> tuple[Tracing, SpanSender]:
+    tracing = tracing_of(url, 10_000, "embedmesh-test", environment)
     assert tracing is not None and isinstance(tracing.sink, SpanSender)
     return tracing, tracing.sink
 
@@ -84,7 +85,7 @@ def test_opentelemetrys_own_variables_are_heeded(monkeypatch: pytest.MonkeyPatch
         }
         for name, value in given.items():
             monkeypatch.setenv(name, value)
-        tracing, sink = begun("env", **given)
+        tracing, sink = begun("env", given)
         traced(tracing)
         sink.close()
         assert collector.named("embeddings m")

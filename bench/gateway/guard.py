@@ -41,7 +41,9 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The stages that have become dearer."""
-        dearer = [f"{name} costs {each:.2f} times {BASE}" for name, each in self.times.items() if each > TIMES_MAX[name]]
+        dearer = [
+            f"{name} costs {each:.2f} times {BASE}" for name, each in self.times.items() if each > TIMES_MAX[name]
+        ]
         for name, bound in SLOWER_MAX.items():
             least, rounds = self.slower[name], self.slower_by_round[name]
             if max(least, rounds) > bound:

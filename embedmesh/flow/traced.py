@@ -210,7 +210,7 @@ class TracedLine(TracedCall):
 
 
 class TracedLines:
-    """Implements the protocol `Operation` for the lines of one batch. They take of a share of the rate that is theirs."""
+    """Implements the protocol `Operation` for the lines of one batch: their share of the rate is their own."""
 
     def __init__(self, operation: Operation, traced: TracedWith, batch_id: str) -> None:
         self._operation = operation
@@ -236,9 +236,7 @@ def describe(trace: Trace, call: Invocation, operation: Operation) -> None:
     modality = call.prompt.modality if isinstance(call, GenerationCall) else getattr(operation, "modality", "")
     does = OPERATIONS.get(modality, EMBEDS)
     trace.name = f"{does} {call.model.id}"
-    trace.tell(
-        {"gen_ai.operation.name": does, "gen_ai.request.model": call.model.id, "embedmesh.stream": call.streams}
-    )
+    trace.tell({"gen_ai.operation.name": does, "gen_ai.request.model": call.model.id, "embedmesh.stream": call.streams})
 
 
 async def ending(traced: TracedWith, find: Callable[[], Trace | None], outcome: Awaitable[Outcome]) -> Outcome:

@@ -10,7 +10,7 @@ from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.forwarding import Asker, Attempt, AttemptOwner, Fleet, NodeClient, NodeLink, Part, Ticket
 from embedmesh.rules.generation import GeneratingClient, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
-from embedmesh.rules.traces import Trace, Tracing, asking_as, traceparent_of
+from embedmesh.rules.traces import Attribute, Trace, Tracing, asking_as, traceparent_of
 
 CANCELLED, LATE = "cancelled", "timeout"
 NOTHING = nullcontext()
@@ -51,7 +51,9 @@ class TracedAttempts:
         self._answered: dict[Part, float] = {}
 
     def given(self, part: Part) -> None:
-        """A node gets a part."""
+        """A node gets a part; one that it has had already is adopted."""
+        if part in self._running:
+            return
         now = self.now()
         self.trace.mark("queue", self.waits_from, now)
         self._running[part] = now, getrandbits(64)
@@ -90,7 +92,7 @@ class TracedAttempts:
         if running is None:
             return
         node = self._node_of(part.node_id)
-        attributes = {
+        attributes: dict[str, Attribute] = {
             "embedmesh.node_id": part.node_id,
             "embedmesh.node_address": "" if node is None else node.address,
             "embedmesh.inputs": len(part.rows),
@@ -116,6 +118,7 @@ class TracedFleet:
         return cast(Ticket, TracedTicket(self._fleet.enter(model, counted, account_id, asker, *more), attempts))
 
     def adopt(self, model: Model, counted: Counted, account_id: str, asker: Asker, part: Part) -> Ticket:
+        asker = TracedAsker(asker, self._attempts)
         return cast(Ticket, TracedTicket(self._fleet.adopt(model, counted, account_id, asker, part), self._attempts))
 
     def try_now(self, model: Model, counted: Counted, now: float) -> Part | None:
@@ -224,5 +227,3 @@ class TracedGenerating(NamedTuple):
     async def stream(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> NodeStream:
         with self.attempts.asking(part, request_id):
             return await self.client.stream(part, model, asked, request_id)
-
-

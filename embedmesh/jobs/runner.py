@@ -55,9 +55,7 @@ class Runner:
         self._clock = world.clock
         validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
         terms = terms or BatchTerms()
-        self._tools = BatchTools(
-            batches, files, world, endpoints, leftover, terms, validations, units, of_batch
-        )
+        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms, validations, units, of_batch)
         self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
         self._work: dict[str, asyncio.Task[None]] = {}  # by batch
         self._news: dict[str, asyncio.Event] = {}  # by batch: its state may have changed

@@ -91,7 +91,11 @@ class TraceSink(Protocol):
     """Takes traces that are over. It never waits: what it has no room for it drops and counts."""
 
     sent: int  # traces
-    dropped: int
+
+    @property
+    def dropped(self) -> int:
+        """Traces that were made in vain."""
+        ...
 
     def put(self, trace: Trace) -> None:
         """A trace that nothing changes any more."""
@@ -215,5 +219,3 @@ def traceparent_line(request_id: str | None = None) -> bytes:
     if asked is None or request_id not in (None, asked[0]):
         return b""
     return b"Traceparent: %b\r\n" % asked[1].encode("ascii")
-
-

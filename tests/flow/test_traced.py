@@ -23,7 +23,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.traces import Sampler, Trace, Tracing, traceparent_line, traceparent_of
 from tests.flow.test_straight import Desk, Line, Nodes
-from tests.flow.world import EMBEDDINGS, GOOD_KEY, POOR_KEY, ScriptedWorld, make_world
+from tests.flow.world import EMBEDDINGS, GOOD_KEY, POOR_KEY, ScriptedWorld
 from tests.rules.test_traces import ALL, KeptTraces
 
 SENTINEL = "jackdaw"
@@ -130,7 +130,8 @@ async def test_what_is_not_ordinary_goes_on_in_the_same_trace() -> None:
     assert line.task is not None
     await line.task
     assert steps(desk.trace) == [
-        "count", "hold", "queue", "attempt closed", "queue", "attempt", "verify zero", "queue", "attempt", "verify", "capture",
+        "count", "hold", "queue", "attempt closed", "queue", "attempt", "verify zero", "queue", "attempt", "verify",
+        "capture",
     ]  # fmt: skip
     assert desk.trace.error == ""
     nodes = [mark.attributes["embedmesh.node_id"] for mark in desk.trace.marks if mark.name == "attempt"]
@@ -212,7 +213,7 @@ async def test_an_answer_from_the_cache_and_one_that_another_request_made() -> N
         async def find(self, token: str) -> Caller:
             return caller
 
-    desk.world = cast(ScriptedWorld, msgspec.structs.replace(desk.world, keys=Keys()))
+    desk.world = msgspec.structs.replace(desk.world, keys=Keys())
     await desk.serve()
     await desk.serve()
     made, cached = desk.kept.traces

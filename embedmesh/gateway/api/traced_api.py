@@ -18,7 +18,7 @@ from embedmesh.rules.shares import Room
 
 
 class TracedEmbeddingsApi(EmbeddingsApi):
-    """What is paid goes through it, whatever the operation: each request has an operation of its own, which is traced."""
+    """What is paid goes through it: each request has an operation of its own, which is traced."""
 
     def __init__(
         self, world: World, metrics: Metrics, room: Room, bodies: BodyBudget, write_s: float, traced: TracedWith
