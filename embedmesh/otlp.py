@@ -180,7 +180,7 @@ class _Spans:
         parent = None
         if trace.parent_id:
             parent = self._context(trace.trace_id, trace.parent_id, is_remote=True, trace_flags=self._flags)
-        attributes = dict(trace.attributes)
+        attributes = {"gen_ai.provider.name": "embedmesh"} | trace.attributes
         if trace.omitted:
             attributes["embedmesh.marks_omitted"] = trace.omitted
         whole = Mark(trace.name, trace.began, trace.ended, trace.span_id, attributes, trace.error)

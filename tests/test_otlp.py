@@ -58,6 +58,7 @@ def test_a_trace_is_spans_under_one_that_is_the_request() -> None:
         assert [span.kind for span in collector.spans] == [2, 1, 3]  # server, internal, client
         assert [span.status.code for span in collector.spans] == [2, 0, 2]  # error, unset
         assert attributes_of(whole) == {
+            "gen_ai.provider.name": "embedmesh",
             "gen_ai.request.model": "m",
             "gen_ai.usage.input_tokens": 7,
             "error.type": "closed",

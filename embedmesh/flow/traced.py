@@ -17,11 +17,11 @@ from embedmesh.flow.operation import Bound, CanPayFor, Invocation, Operation
 from embedmesh.flow.traced_nodes import (
     CANCELLED,
     Now,
+    RequestTracing,
     TracedAttempts,
     TracedClient,
     TracedFleet,
     TracedGenerating,
-    TracedWith,
 )
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure
@@ -75,6 +75,7 @@ def note_usage(trace: Trace, tokens: int, meters: tuple[Metered, ...], nanousd: 
         for each in meters:
             used[each.meter] += each.quantity
         found["gen_ai.usage.input_tokens"] = used[Meter.INPUT] + used[Meter.CACHED]
+        found["gen_ai.usage.cache_read.input_tokens"] = used[Meter.CACHED]
         found["gen_ai.usage.output_tokens"] = used[Meter.OUTPUT]
     trace.tell(found)
 
@@ -92,7 +93,7 @@ def traced_world(world: World, attempts: TracedAttempts, ledger: TracedLedger | 
 class TracedOperation:
     """Implements the protocol `Operation`, for one request, around the real one."""
 
-    def __init__(self, operation: Operation, traced: TracedWith, traceparent: str | None) -> None:
+    def __init__(self, operation: Operation, traced: RequestTracing, traceparent: str | None) -> None:
         self.trace: Trace | None = None  # once it has begun
         self._operation = operation
         self._traced = traced
@@ -123,7 +124,7 @@ class TracedCall:
     trace: Trace | None = None
 
     def __init__(
-        self, call: Invocation, operation: Operation, traced: TracedWith, begin: Callable[[str], Trace | None]
+        self, call: Invocation, operation: Operation, traced: RequestTracing, begin: Callable[[str], Trace | None]
     ) -> None:
         """`begin` decides whether this request, of that account, is traced."""
         self._call = call
@@ -209,10 +210,10 @@ class TracedLine(TracedCall):
         return result
 
 
-class TracedLines:
+class TracedBatchOperation:
     """Implements the protocol `Operation` for the lines of one batch: their share of the rate is their own."""
 
-    def __init__(self, operation: Operation, traced: TracedWith, batch_id: str) -> None:
+    def __init__(self, operation: Operation, traced: RequestTracing, batch_id: str) -> None:
         self._operation = operation
         self._traced = traced
         self._batch_id = batch_id
@@ -239,7 +240,7 @@ def describe(trace: Trace, call: Invocation, operation: Operation) -> None:
     trace.tell({"gen_ai.operation.name": does, "gen_ai.request.model": call.model.id, "embedmesh.stream": call.streams})
 
 
-async def ending(traced: TracedWith, find: Callable[[], Trace | None], outcome: Awaitable[Outcome]) -> Outcome:
+async def ending(traced: RequestTracing, find: Callable[[], Trace | None], outcome: Awaitable[Outcome]) -> Outcome:
     """Await a request's end, and end its trace, if `find` finds one then. Raises what the request does."""
     error = "dropped"  # its caller has gone
     try:

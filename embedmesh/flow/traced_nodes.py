@@ -29,7 +29,7 @@ Now = Callable[[], float]
 """The monotonic clock."""
 
 
-class TracedWith(NamedTuple):
+class RequestTracing(NamedTuple):
     """What is needed to trace requests."""
 
     tracing: Tracing
@@ -40,7 +40,7 @@ class TracedWith(NamedTuple):
 class TracedAttempts:
     """Marks what one request does in the queue and with nodes: waiting, attempts, the check of each answer."""
 
-    def __init__(self, trace: Trace, traced: TracedWith, *, sealed: bool = False) -> None:
+    def __init__(self, trace: Trace, traced: RequestTracing, *, sealed: bool = False) -> None:
         """An attempt with a `sealed` request ends in the same way whether it went well or not: its call says it."""
         self.trace = trace
         self.now = traced.now

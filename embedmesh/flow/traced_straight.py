@@ -1,6 +1,6 @@
-"""The straight path of a gateway that traces: one request in so many, or all, by a path of its own.
+"""The straight path of a gateway that traces.
 
-A request that is not traced takes two looks more. What is traced sees ports that mark what they do.
+A request that is not traced takes two looks more. One that is traced sees ports that mark what they do.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.straight import LOOK_EVERY_S, Counts, Observe, StraightEmbeddings, StraightRequest
 from embedmesh.flow.traced import EMBEDS, TracedLedger, ending, traced_world
-from embedmesh.flow.traced_nodes import TracedAttempts, TracedWith
+from embedmesh.flow.traced_nodes import RequestTracing, TracedAttempts
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.shares import Room
@@ -39,7 +39,7 @@ class TracedStraight(StraightEmbeddings):
         room: Room,
         counts: Counts,
         observe: Observe,
-        traced: TracedWith,
+        traced: RequestTracing,
     ) -> None:
         super().__init__(world, operation, room, counts, observe)
         self.whole_room = room
@@ -69,7 +69,7 @@ class TracedStraight(StraightEmbeddings):
 class _TracedOne(StraightEmbeddings):
     """What one traced request sees as the straight path. Implements `Counts`, too."""
 
-    def __init__(self, straight: TracedStraight, traced: TracedWith, trace: Trace) -> None:
+    def __init__(self, straight: TracedStraight, traced: RequestTracing, trace: Trace) -> None:
         ledger = TracedLedger(straight.world.ledger, trace, traced.now)
         world = traced_world(straight.world, TracedAttempts(trace, traced), ledger)
         super().__init__(world, straight.operation, straight.whole_room, self, self._observe)

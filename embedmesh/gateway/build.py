@@ -25,8 +25,8 @@ from embedmesh.flow.expire import expire
 from embedmesh.flow.leases import Leases
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.retries import SingleFlight, Unread
-from embedmesh.flow.traced import TracedLines
-from embedmesh.flow.traced_nodes import TracedNode, TracedWith
+from embedmesh.flow.traced import TracedBatchOperation
+from embedmesh.flow.traced_nodes import RequestTracing, TracedNode
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
@@ -141,7 +141,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
     origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
     tracing = tracing_of(settings.traces, settings.traces_a_second, "embedmesh-gateway")
     fleet = _fleet(settings, models, store, clock)
-    traced = None if tracing is None else TracedWith(tracing, functools.partial(_node_of, fleet), clock.monotonic)
+    traced = None if tracing is None else RequestTracing(tracing, functools.partial(_node_of, fleet), clock.monotonic)
     probers = _local_nodes(settings, fleet, clock)
     world = _world(settings, models, store, fleet, clock)
     opening = functools.partial(open_books, settings.data_dir, store_dsn(settings))
@@ -286,7 +286,7 @@ def _jobs(
     world: World,
     leases: Leases,
     clock: Clock,
-    traced: TracedWith | None,
+    traced: RequestTracing | None,
 ) -> JobParts:
     """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
     ratio_ppm = settings.batch_price_percent * 10_000
@@ -315,8 +315,8 @@ def _node_of(fleet: FleetParts, node_id: str) -> TracedNode | None:
     return None if node is None else TracedNode(node.trusted, node.address)
 
 
-def _traced_lines(traced: TracedWith, operation: Operation, batch_id: str) -> Operation:
-    return cast(Operation, TracedLines(operation, traced, batch_id))
+def _traced_lines(traced: RequestTracing, operation: Operation, batch_id: str) -> Operation:
+    return cast(Operation, TracedBatchOperation(operation, traced, batch_id))
 
 
 def _gauges(store: Store, scheduler: Scheduler, world: World, tracing: Tracing | None) -> dict[str, float]:

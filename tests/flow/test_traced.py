@@ -10,8 +10,8 @@ import pytest
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
-from embedmesh.flow.traced import TracedLines, TracedOperation
-from embedmesh.flow.traced_nodes import TracedNode, TracedWith
+from embedmesh.flow.traced import TracedBatchOperation, TracedOperation
+from embedmesh.flow.traced_nodes import RequestTracing, TracedNode
 from embedmesh.flow.traced_straight import TracedStraight
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -85,11 +85,11 @@ class TracedDesk(Desk):
         assert "jackd" not in told and "magpie" not in told and "em_" not in told
 
 
-def traced_with(tracing: Tracing, world: ScriptedWorld) -> TracedWith:
+def traced_with(tracing: Tracing, world: ScriptedWorld) -> RequestTracing:
     def node_of(node_id: str) -> TracedNode:
         return TracedNode(node_id == "n0", f"http://{node_id}.example:80")
 
-    return TracedWith(tracing, node_of, world.clock.monotonic)
+    return RequestTracing(tracing, node_of, world.clock.monotonic)
 
 
 def steps(trace: Trace) -> list[str]:
@@ -241,7 +241,7 @@ async def test_inputs_that_several_nodes_share_and_a_hedge() -> None:
 async def test_a_batchs_lines_have_a_share_of_their_own() -> None:
     """What they take of the rate is not taken from their account's requests; a line names its batch, once a try."""
     desk = TracedDesk(NodeBroke(""), a_second=10)
-    lines = cast(Operation, TracedLines(EMBEDDINGS, desk.traced, "batch_7"))
+    lines = cast(Operation, TracedBatchOperation(EMBEDDINGS, desk.traced, "batch_7"))
     caller = Caller("acct", "key_1", frozenset({"embeddings"}))
     call = lines.parse(desk.world, RequestHead(), BODY)
     assert await call.count(desk.world, caller, nobody_asks) == 8
