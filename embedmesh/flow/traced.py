@@ -237,7 +237,9 @@ def describe(trace: Trace, call: Invocation, operation: Operation) -> None:
     modality = call.prompt.modality if isinstance(call, GenerationCall) else getattr(operation, "modality", "")
     does = OPERATIONS.get(modality, EMBEDS)
     trace.name = f"{does} {call.model.id}"
-    trace.tell({"gen_ai.operation.name": does, "gen_ai.request.model": call.model.id, "embedmesh.stream": call.streams})
+    trace.tell(
+        {"gen_ai.operation.name": does, "gen_ai.request.model": call.model.id, "gen_ai.request.stream": call.streams}
+    )
 
 
 async def ending(traced: RequestTracing, find: Callable[[], Trace | None], outcome: Awaitable[Outcome]) -> Outcome:

@@ -7,12 +7,18 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from embedmesh.dialects.openai.chat import Chat
 from embedmesh.flow.bill import Bill
+from embedmesh.flow.deliver import Outcome
+from embedmesh.flow.expected import ExpectedOutput
+from embedmesh.flow.generate import Generation
+from embedmesh.flow.leases import Leases
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.traced import TracedBatchOperation, TracedOperation
 from embedmesh.flow.traced_nodes import RequestTracing, TracedNode
 from embedmesh.flow.traced_straight import TracedStraight
+from embedmesh.http.failures import envelope
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidApiKey, NodeBroke, NodeBusy
@@ -22,8 +28,11 @@ from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.traces import Sampler, Trace, Tracing, traceparent_line, traceparent_of
+from tests.flow.sealed import envelope as sealed_envelope
+from tests.flow.speaking import HELLO, WORDS, Reader, Speakers, answer, speaking_world, usage_event
+from tests.flow.test_confidential import Scene
 from tests.flow.test_straight import Desk, Line, Nodes
-from tests.flow.world import EMBEDDINGS, GOOD_KEY, POOR_KEY, ScriptedWorld
+from tests.flow.world import EMBEDDINGS, GOOD_KEY, MODEL, POOR_KEY, ScriptedWorld
 from tests.rules.test_traces import ALL, KeptTraces
 
 SENTINEL = "jackdaw"
@@ -262,3 +271,54 @@ async def test_a_batchs_lines_have_a_share_of_their_own() -> None:
 
 async def nobody_asks(model: Model) -> None:
     return None
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_chat(stream: bool) -> None:
+    """A node fails before its first event; of the other the attempt lasts as long as its stream."""
+    words = [*WORDS, usage_event(30, 6)] if stream else answer("Well, this is.", prompt_tokens=30, completion_tokens=6)
+    world, client, reader = speaking_world(2), Speakers(NodeBroke("gone"), words), Reader()
+    kept = KeptTraces()
+    traced = traced_with(Tracing(Sampler(ALL, True), kept, 10), world)
+    operation = Generation(Chat(), client, Leases(world.ledger, world.clock), ExpectedOutput(), envelope)
+    one = TracedOperation(operation, traced, ASKS)
+
+    async def receive(account_id: str) -> bytes:
+        return msgspec.json.encode({**HELLO, "stream": stream})
+
+    await one.ending(serve(world, cast(Operation, one), RequestHead(f"Bearer {GOOD_KEY}"), receive, reader))
+    (trace,) = kept.traces
+    assert (steps(trace), trace.error) == (
+        ["count", "hold", "queue", "attempt closed", "queue", "attempt", "capture"],
+        "",
+    )
+    assert trace.name == "chat acme/chat"
+    assert trace.attributes["gen_ai.request.stream"] is stream
+    assert trace.attributes["gen_ai.usage.input_tokens"] == 30
+    assert trace.attributes["gen_ai.usage.output_tokens"] == 6
+    assert "something" not in repr(trace.marks) + repr(trace)
+
+
+async def test_a_confidential_request() -> None:
+    """Its steps and its node; of its text there was nothing to tell, and its end is the call's."""
+    scene, kept = Scene(), KeptTraces()
+    traced = traced_with(Tracing(Sampler(ALL, True), kept, 10), scene.world)
+    real = scene.operation
+    for script in ([], [NodeBroke("gone")]):
+        terms = await scene.lock()
+        scene.node.script = list(script)
+        one = TracedOperation(real, traced, None)
+        scene.operation = cast(Any, one)
+        body, _ = sealed_envelope(b'{"input":"abc","model":"tiny"}', terms.node_key, terms.lock_id)
+
+        async def sent(body: bytes = body) -> Outcome:
+            await scene.send(body)
+            return Outcome(MODEL.id, 0, 0, Delivery.WHOLE)
+
+        with suppress(Failure):
+            await one.ending(sent())
+    good, bad = kept.traces
+    assert steps(good) == ["count", "hold", "queue", "attempt", "capture"]
+    assert good.attributes["embedmesh.confidential"] is True
+    assert good.marks[3].attributes["embedmesh.node_id"] == "n0"
+    assert (steps(bad), bad.error) == (["count", "hold", "queue", "attempt closed"], "no_node_available")
