@@ -21,12 +21,13 @@ from embedmesh.rules.straight import ToCaller
 from embedmesh.rules.traces import Trace
 
 
-class TracedHead(msgspec.Struct, frozen=True):
-    """As `KnownHead`, with the trace that it is a part of."""
+class TracedHead(msgspec.Struct):
+    """As `KnownHead`, with the trace that it is a part of. Until `rests_until` there is no room for its traces."""
 
     token: str
     head: RequestHead
     traceparent: str | None
+    rests_until: float = float("-inf")
 
 
 class TracedStraight(StraightEmbeddings):
@@ -50,16 +51,23 @@ class TracedStraight(StraightEmbeddings):
         return None if known is None else TracedHead(known.token, known.head, headers.get("traceparent"))
 
     def ask(self, known: Any, body: bytes, to_caller: ToCaller) -> StraightRequest | None:
-        now = self.world.clock.monotonic()
+        now, tracing = self.world.clock.monotonic(), self._traced.tracing
+        if now < known.rests_until:  # the ordinary case under load: it is told by its connection
+            tracing.over_rate += 1
+            return super().ask(known, body, to_caller)
+        drawn = tracing.draw(known.traceparent)
+        if drawn is None:
+            return super().ask(known, body, to_caller)
         caller = self.world.keys.known(known.token, now)
         if caller is None:
             return None
-        trace = self._traced.tracing.begin(known.traceparent, caller.account_id, now)
+        trace = tracing.start(drawn, caller.account_id, now)
         if trace is None:
+            known.rests_until = tracing.rate_until
             return super().ask(known, body, to_caller)
         request = _TracedOne(self, self._traced, trace).ask(known, body, to_caller)
         if request is None:
-            self._traced.tracing.withdraw(trace)
+            tracing.withdraw(trace)
         elif not self._looking:
             self._looking = True
             asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)

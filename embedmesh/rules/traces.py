@@ -19,6 +19,8 @@ MARKS_OF_TRACE_MAX = 64  # a request of 2,048 inputs may be cut into hundreds of
 RATE_SPAN_S = 1.0
 SAMPLER, SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"  # OpenTelemetry's own names
 RATIO_BITS = 64  # of a trace id decide by ratio, as OpenTelemetry's sampler has it: all parts of a trace decide alike
+RATIO_MASK = (1 << RATIO_BITS) - 1
+TRACE_ID_BITS, SPAN_ID_BITS = 128, 64
 TRACEPARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 Attribute = str | int | bool
@@ -84,7 +86,7 @@ class Trace(msgspec.Struct, eq=False):
         if len(self.marks) >= MARKS_OF_TRACE_MAX:
             self.omitted += 1
             return
-        self.marks.append(Mark(name, began, ended, span_id or getrandbits(64), attributes or {}, error))
+        self.marks.append(Mark(name, began, ended, span_id or getrandbits(SPAN_ID_BITS), attributes or {}, error))
 
 
 class TraceSink(Protocol):
@@ -116,7 +118,7 @@ class Sampler(NamedTuple):
         """Whether this one is."""
         if parent is not None and self.by_parent:
             return parent.sampled
-        return trace_id % (1 << RATIO_BITS) < self.below
+        return trace_id & RATIO_MASK < self.below
 
 
 class Tracing:
@@ -130,20 +132,33 @@ class Tracing:
         self.over_rate = 0  # traces that were not begun
         self._sampler = sampler
         self._a_second = a_second
-        self._rate, self._rate_from = Shares(a_second), float("-inf")
+        self._below = sampler.below
+        self._rate = Shares(a_second)
+        self.rate_until = float("-inf")  # when there is room again, for all
 
-    def begin(self, traceparent: str | None, owner: str, began: float) -> Trace | None:
-        """A trace for a request that `began` then, if it is to be traced. Only for one whose caller is known."""
-        parent = None if traceparent is None else read_traceparent(traceparent)
-        trace_id, parent_id = (getrandbits(128), 0) if parent is None else (parent.trace_id, parent.span_id)
-        if not self._sampler.takes(trace_id, parent):
-            return None
-        if began - self._rate_from >= RATE_SPAN_S:
-            self._rate, self._rate_from = Shares(self._a_second), began
+    def draw(self, traceparent: str | None) -> tuple[int, int] | None:
+        """The ids of trace and parent, if a request with this header is to be traced; 0 is no parent."""
+        if traceparent is None:
+            trace_id = getrandbits(TRACE_ID_BITS)
+            return (trace_id, 0) if trace_id & RATIO_MASK < self._below else None
+        parent = read_traceparent(traceparent)
+        if parent is None:
+            return self.draw(None)
+        return parent[:2] if self._sampler.takes(parent.trace_id, parent) else None
+
+    def start(self, drawn: tuple[int, int], owner: str, began: float) -> Trace | None:
+        """A trace of what was drawn, if there is room in this second."""
+        if began >= self.rate_until:
+            self._rate, self.rate_until = Shares(self._a_second), began + RATE_SPAN_S
         if not self._rate.take(owner):
             self.over_rate += 1
             return None
-        return Trace(trace_id, parent_id, getrandbits(64), began, owner, self._rate)
+        return Trace(*drawn, getrandbits(SPAN_ID_BITS), began, owner, self._rate)
+
+    def begin(self, traceparent: str | None, owner: str, began: float) -> Trace | None:
+        """A trace for a request that `began` then, if it is to be traced. Only for one whose caller is known."""
+        drawn = self.draw(traceparent)
+        return None if drawn is None else self.start(drawn, owner, began)
 
     def withdraw(self, trace: Trace) -> None:
         """It was no request yet: nothing of it is sent, and it takes no share."""
