@@ -248,7 +248,7 @@ async def test_a_hedge() -> None:
             await asyncio.sleep(3_600)
         return await answers(*given)
 
-    desk.nodes.embed = first_hangs  # type: ignore[method-assign]
+    desk.nodes.embed = first_hangs  # type: ignore[method-assign, assignment]
     await desk.serve()
     assert steps(desk.trace) == [
         "count", "hold", "queue", "queue", "attempt", "verify", "attempt cancelled", "capture",
