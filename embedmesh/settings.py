@@ -30,6 +30,18 @@ CataloguePath = Annotated[
 ]
 
 
+TracesUrl = Annotated[
+    str,
+    Meta(
+        description="Collector that traces are sent to, as http://HOST:4318 (OTLP over HTTP), or env: where "
+        "OpenTelemetry's own variables say. Default: nothing is traced."
+    ),
+]
+TracesASecond = Annotated[
+    int, Meta(description="Requests that a process traces in a second; four fifths for one account.", ge=1, le=10_000)
+]
+
+
 def default_data_dir() -> Path:
     """The folder of accounts, keys and the ledger by default: the platform's user data folder."""
     return Path(os.environ.get(ENV_PREFIX + "DATA_DIR") or platformdirs.user_data_path("embedmesh"))
@@ -186,6 +198,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             "May be repeated."
         ),
     ] = ()
+    traces: TracesUrl = ""
+    traces_a_second: TracesASecond = 50
     workers: Annotated[
         int, Meta(description="Gateway processes that share the port and the store, for several cores.", ge=1, le=64)
     ] = 1
@@ -267,6 +281,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
             "Default: not served."
         ),
     ] = ""
+    traces: TracesUrl = ""
+    traces_a_second: TracesASecond = 50
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 

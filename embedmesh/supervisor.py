@@ -139,6 +139,8 @@ class Service:
             node_arguments = ["node", "--uds", str(node_socket), *lifeline]
             node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
             node_arguments += as_arguments(self.node, without=())
+            if gateway.traces:
+                node_arguments += ["--traces", gateway.traces, "--traces-a-second", str(gateway.traces_a_second)]
             children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {}))
             arguments += ["--nodes", f"unix:{node_socket}"]
         arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))

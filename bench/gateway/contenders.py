@@ -48,6 +48,7 @@ class Setup(NamedTuple):
     floats: bool = False
     workers: int = 1
     store: str = ""
+    more: tuple[str, ...] = ()  # options of the gateway
 
     @property
     def label(self) -> str:
@@ -59,6 +60,7 @@ class Setup(NamedTuple):
             f"{self.nodes} nodes": self.nodes > 1,
             "floats": self.floats,
             f"{self.workers} workers": self.workers > 1,
+            " ".join(self.more): bool(self.more),
         }
         return ", ".join([self.name, *(words for words, holds in more.items() if holds)])
 
@@ -159,6 +161,7 @@ def _ours(setup: Setup, nodes: Sequence[str], port: int, folder: Path) -> list[P
         command += ["--listen-fd", str(sock.fileno())]
         for node in nodes:
             command += ["--nodes", node]
+        command += setup.more
         environment = {"EMBEDMESH_STORE": setup.store} if setup.store else {}
         return [
             Process(command, folder / "log", core=GATEWAY_CORE, environment=environment, pass_fds=(sock.fileno(),))

@@ -68,7 +68,7 @@ class StillNode:
     def _reply(self, request: bytes) -> bytes:
         head = (SIGNED if self._signs is not None else UNSIGNED).match(request, len(EMBED_HEAD))
         assert head is not None and request.startswith(EMBED_HEAD), "the gateway has another form now"
-        *headers, _ = head.groups()
+        *headers, _, _ = head.groups()
         body = request[head.end() :]
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)

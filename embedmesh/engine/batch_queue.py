@@ -65,6 +65,7 @@ class BatchQueue:
         self._last_was_bulk = False
         self._tokens, self._seconds = SPEED_START * 1e-3, 1e-3  # of the last batches
         self.waiting_tokens: int = 0
+        self.batch_began = 0.0  # of the batch whose calls are being answered, on the monotonic clock
         self._open: dict[EmbedCall, None] = {}  # not answered yet, waiting or running
         self._idle: list[asyncio.Future[None]] = []  # who waits until there are none
 
@@ -138,7 +139,7 @@ class BatchQueue:
             self._begin(sequences, plan.rows, plan.length, partial(self._ran, plan, picked, monotonic()))
 
     def _ran(self, plan: Plan, picked: list[tuple[EmbedCall, int]], begun: float, outcome: Rows | NodeBroke) -> None:
-        seconds = monotonic() - begun
+        seconds, self.batch_began = monotonic() - begun, begun
         if isinstance(outcome, NodeBroke):
             for call, _ in picked:
                 self._end(call, NodeBroke(outcome.message))

@@ -135,6 +135,11 @@ class Served:
         return self._queue.waiting_tokens
 
     @property
+    def batch_began(self) -> float:
+        """When the batch began that has just ended, for who is answered by it; on the monotonic clock."""
+        return self._queue.batch_began
+
+    @property
     def calls(self) -> tuple[int, int]:
         """Calls of which something waits for its batch, and calls whose last batch runs."""
         return self._queue.calls

@@ -5,7 +5,7 @@ import functools
 import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -25,6 +25,8 @@ from embedmesh.flow.expire import expire
 from embedmesh.flow.leases import Leases
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.traced import TracedBatchOperation
+from embedmesh.flow.traced_nodes import RequestTracing, TracedNode
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
@@ -54,6 +56,7 @@ from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
 from embedmesh.gateway.nodes.sealed_generation import Sidecars
+from embedmesh.gateway.nodes.traced import TracedOwnLink, TracedServer
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -64,6 +67,8 @@ from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
 from embedmesh.jobs.validate import BatchTerms
+from embedmesh.jobs.work import as_it_is
+from embedmesh.otlp import tracing_of
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.batches import batch_price
@@ -73,12 +78,14 @@ from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
+from embedmesh.rules.traces import Tracing
 from embedmesh.settings import GatewaySettings, files_path, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.store import Store
 from embedmesh.upstream.pools import unix_pool
+from embedmesh.upstream.server import UpstreamServer
 
 UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
@@ -126,6 +133,7 @@ class Gateway:
     world: World
     app: GatewayApp
     files: FileStore
+    tracing: Tracing | None
     background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
@@ -134,7 +142,9 @@ def build(
 ) -> Gateway:
     """Make all parts, on the running event loop. Raises SetupError."""
     origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
+    tracing = tracing_of(settings.traces, settings.traces_a_second, "embedmesh-gateway")
     fleet = _fleet(settings, models, store, clock)
+    traced = None if tracing is None else RequestTracing(tracing, functools.partial(_node_of, fleet), clock.monotonic)
     probers = _local_nodes(settings, fleet, clock)
     world = _world(settings, models, store, fleet, clock)
     opening = functools.partial(open_books, settings.data_dir, store_dsn(settings))
@@ -145,7 +155,7 @@ def build(
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     leases = Leases(store, clock)
-    jobs = _jobs(settings, store, fleet, world, leases, clock)
+    jobs = _jobs(settings, store, fleet, world, leases, clock, traced)
     sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
@@ -153,7 +163,7 @@ def build(
         fleet.registry,
         in_flight_max=settings.in_flight_max,
         bodies=BodyBudget(settings.body_bytes_total_max),
-        gauges=lambda: _gauges(store, fleet.scheduler, world, certificate),
+        gauges=lambda: _gauges(store, fleet.scheduler, world, tracing, certificate),
         more=[*_apis(settings, models, store, fleet, books, origins, clock), *jobs.apis],
         workers=workers,
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
@@ -162,13 +172,14 @@ def build(
         generating=(fleet.clients, leases),
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
         admin_certificate=settings.tls_client_ca is not None,
+        traced=traced,
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [jobs.runner.run(), jobs.files.watch()]
     background += [prober.run() for prober in probers]
     if workers is not None:
         background.append(workers.keep(app.metrics.registry))
-    return Gateway(store, fleet, books, world, app, jobs.files, background)
+    return Gateway(store, fleet, books, world, app, jobs.files, tracing, background)
 
 
 def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> FleetParts:
@@ -192,6 +203,8 @@ def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock
         canaries.prove,
         normalizing=models.normalizing,
         upstream_probe_s=settings.upstream_probe_s,
+        own_link=TracedOwnLink if settings.traces else OwnLink,
+        server=TracedServer if settings.traces else UpstreamServer,
     )
     roster = Roster(store.nodes, connected, registry, clock, store.changes)
     return FleetParts(registry, scheduler, clients, examiner, canaries, connected, roster, identity)
@@ -199,13 +212,14 @@ def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock
 
 def _local_nodes(settings: GatewaySettings, fleet: FleetParts, clock: Clock) -> list[Prober]:
     """Add the nodes of --nodes. Raises SetupError."""
+    own_link = TracedOwnLink if settings.traces else OwnLink
     probers = []
     for number, address in enumerate(settings.nodes):
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
         load = Load(interleaves=True)
-        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(address.removeprefix(UNIX)), clock), load))
+        fleet.clients.add(node_id, CoalescingLink(own_link(unix_pool(address.removeprefix(UNIX)), clock), load))
         node = fleet.registry.add(Node(node_id, address, trusted=True, load=load))
         probers.append(Prober(node, fleet.examiner))
     return probers
@@ -269,7 +283,13 @@ def _apis(
 
 
 def _jobs(
-    settings: GatewaySettings, store: Store, fleet: FleetParts, world: World, leases: Leases, clock: Clock
+    settings: GatewaySettings,
+    store: Store,
+    fleet: FleetParts,
+    world: World,
+    leases: Leases,
+    clock: Clock,
+    traced: RequestTracing | None,
 ) -> JobParts:
     """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
     ratio_ppm = settings.batch_price_percent * 10_000
@@ -278,7 +298,8 @@ def _jobs(
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
     bounds = FileBounds(of_account=settings.files_bytes_max)
     files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
-    runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms)
+    of_batch = as_it_is if traced is None else functools.partial(_traced_lines, traced)
+    runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms, of_batch)
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
     def price_min(account_id: str) -> int:
@@ -292,8 +313,19 @@ def _jobs(
     return JobParts(files, runner, apis)
 
 
-def _gauges(store: Store, scheduler: Scheduler, world: World, certificate: Certificate | None) -> dict[str, float]:
-    """What /metrics shows of the store, the nodes, the cache, the replies and the port's certificate."""
+def _node_of(fleet: FleetParts, node_id: str) -> TracedNode | None:
+    node = fleet.registry.find(node_id)
+    return None if node is None else TracedNode(node.trusted, node.address)
+
+
+def _traced_lines(traced: RequestTracing, operation: Operation, batch_id: str) -> Operation:
+    return cast(Operation, TracedBatchOperation(operation, traced, batch_id))
+
+
+def _gauges(
+    store: Store, scheduler: Scheduler, world: World, tracing: Tracing | None, certificate: Certificate | None
+) -> dict[str, float]:
+    """What /metrics shows of the store, the nodes, the cache, the replies, traces and the port's certificate."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
     values["store_unavailable"] = not store.healthy()
     if certificate is not None:
@@ -302,4 +334,6 @@ def _gauges(store: Store, scheduler: Scheduler, world: World, certificate: Certi
     values["tokens_outstanding"] = sum(node.load.tokens for node in scheduler.registry)
     values["tokens_waiting"] = scheduler.queued_tokens
     values |= {"cache_bytes": world.cache.bytes, "cache_hits": world.cache.hits, "cache_misses": world.cache.misses}
+    sent, dropped, over = (0, 0, 0) if tracing is None else (tracing.sink.sent, tracing.sink.dropped, tracing.over_rate)
+    values |= {"traces_sent": sent, "traces_dropped": dropped, "traces_over_rate": over}
     return values | {"reply_bytes": world.replies.taken}

@@ -171,3 +171,5 @@ async def stop(gateway: Gateway, tasks: list[asyncio.Future[Any]], *, drain_s: f
     await asyncio.gather(books.operators.close(), books.accounts.close(), books.checks.close())
     await gateway.store.close()
     gateway.fleet.clients.close()
+    if gateway.tracing is not None:
+        await asyncio.to_thread(gateway.tracing.sink.close)

@@ -19,7 +19,7 @@ from embedmesh.jobs.endpoints import Endpoints
 from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.unit import Stopping, where
 from embedmesh.jobs.validate import BatchTerms
-from embedmesh.jobs.work import BatchCounts, BatchTools, BatchWork
+from embedmesh.jobs.work import BatchCounts, BatchTools, BatchWork, OfBatch, as_it_is
 from embedmesh.rules.batches import Batch, BatchLease, BatchState, LeaseLost
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.shares import Shares
@@ -45,13 +45,18 @@ class Runner:
         endpoints: Endpoints,
         leftover: Leftover,
         terms: BatchTerms | None = None,
+        of_batch: OfBatch = as_it_is,
     ) -> None:
-        """`world` is the one for lines of batches: its fleet is patient, and nothing in it limits a key."""
+        """`world` is the one for lines of batches: its fleet is patient, and nothing in it limits a key.
+
+        `of_batch` makes the operation for one batch of that of its endpoint.
+        """
         self._batches = batches
         self._clock = world.clock
         validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
         self.counts, terms = BatchCounts(), terms or BatchTerms()
-        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms, validations, units, self.counts)
+        shares = (validations, units)
+        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms, *shares, self.counts, of_batch)
         self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
         self._work: dict[str, asyncio.Task[None]] = {}  # by batch
         self._news: dict[str, asyncio.Event] = {}  # by batch: its state may have changed

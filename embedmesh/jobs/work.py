@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from embedmesh.fleet.leftover import Leftover
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.world import World
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
@@ -71,6 +72,15 @@ class BatchCounts:
         }
 
 
+OfBatch = Callable[[Operation, str], Operation]
+"""The operation for the lines of the batch of that id."""
+
+
+def as_it_is(operation: Operation, batch_id: str) -> Operation:
+    """The endpoint's own."""
+    return operation
+
+
 class BatchTools(NamedTuple):
     """What the work on any batch of one gateway needs. `world` is the one for lines.
 
@@ -86,6 +96,7 @@ class BatchTools(NamedTuple):
     validations: Shares
     units: Shares
     counts: BatchCounts
+    of_batch: OfBatch = as_it_is
 
 
 class BatchWork:
@@ -98,7 +109,7 @@ class BatchWork:
         self._batch = batch
         self._stopping = stopping
         self._lost = Stopping()  # of units whose results were lost
-        self._operation = tools.endpoints[batch.endpoint]
+        self._operation = tools.of_batch(tools.endpoints[batch.endpoint], batch.batch_id)
         self._caller = Caller(batch.account_id, batch.key_id, frozenset((self._operation.scope,)))
 
     async def advance(self) -> None:

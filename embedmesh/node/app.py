@@ -15,6 +15,7 @@ from aiohttp import web
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.dialects.openai.parse import parse
+from embedmesh.engine.batch_queue import OnEnd
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
@@ -26,6 +27,7 @@ from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.node.metrics import NodeMetrics
+from embedmesh.node.traced import NodeTraces
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules import errors
 from embedmesh.rules.confidential import SignedKeys
@@ -85,10 +87,12 @@ class NodeApp:
         metrics: NodeMetrics,
         bodies: BodyBudget,
         keys: Callable[[Mapping[str, str]], SignedKeys | msgspec.UnsetType] = lambda models: msgspec.UNSET,
+        traces: NodeTraces | None = None,
     ) -> None:
         """`keys` gives the document of the node's confidential keys for these models (ids and digests)."""
         self._models = models
         self._keys = keys
+        self._traces = traces
         self._catalogue = catalogue
         self._metrics = metrics
         self._bodies = bodies
@@ -159,7 +163,7 @@ class NodeApp:
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})
 
-    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
+    def begin_compact(self, body: bytes, done: CompactDone, traceparent: str | None = None) -> Callable[[], object]:
         """Answer a request of the compact form, later; returns what drops it if its caller goes. Raises a Failure."""
         begun = time.monotonic()
         try:
@@ -182,8 +186,11 @@ class NodeApp:
             done(self._encode_vectors(EmbedVectors(tokens, data)), tokens)
             self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
 
+        on_end: OnEnd = ended
+        if self._traces is not None and traceparent is not None:
+            on_end = self._traces.around(ended, traceparent, begun, served, tokens)
         try:
-            return functools.partial(served.drop, served.begin(ids, ended))
+            return functools.partial(served.drop, served.begin(ids, on_end))
         except errors.Overloaded:
             self._metrics.refused(served.model.id)
             raise

@@ -22,7 +22,8 @@ from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, REQUE
 if TYPE_CHECKING:
     from embedmesh.signing.messages import CheckedRequest  # only a node that joined a gateway needs it
 
-LENGTH = rb"Content-Length: (0|[1-9][0-9]{0,6})\r\n\r\n"
+TRACED = rb"(?:Traceparent: (00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})\r\n)?"  # of a gateway that traces
+LENGTH = TRACED + rb"Content-Length: (0|[1-9][0-9]{0,6})\r\n\r\n"
 UNSIGNED = re.compile(LENGTH)
 SIGNED_HEADERS = ("content-digest", "embedmesh-node", "embedmesh-request-id", "signature-input", "signature")
 SIGNED = re.compile(
@@ -37,6 +38,10 @@ class App(Protocol):
     def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]: ...
 
     def list_bytes(self) -> bytes: ...
+
+
+BeginTraced = Callable[[bytes, CompactDone, str], Callable[[], object]]
+"""As `App.begin_compact`, for a call with a `traceparent`."""
 
 
 class Signs(Protocol):
@@ -72,12 +77,20 @@ LIST = CompactForm(LIST_HEAD, "GET", "/v1/models", 0)
 class CompactPath:
     """What the exchanges of all connections share. With `signed`, requests and replies are."""
 
-    def __init__(self, app: App, bodies: BodyBudget, signed: Signs | None = None, sealed: Seals | None = None) -> None:
-        """Without `sealed`, sealed calls are left to the general server."""
+    def __init__(
+        self,
+        app: App,
+        bodies: BodyBudget,
+        signed: Signs | None = None,
+        sealed: Seals | None = None,
+        begin_traced: BeginTraced | None = None,
+    ) -> None:
+        """Without `sealed`, sealed calls are left to the general server; without `begin_traced` nothing is traced."""
         self.app = app
         self.sealed = sealed
         self.bodies = bodies
         self.signed = signed
+        self.begin_traced = begin_traced
         self._form = (UNSIGNED if signed is None else SIGNED).match
         self._running: dict[CompactExchange, float] = {}  # since when, on the loop's clock; the oldest comes first
         self._watched = False
@@ -100,11 +113,13 @@ class CompactPath:
         head = self._form(data, len(asked.head))
         if head is None:
             return None
-        *headers, length = head.groups()
+        *headers, traceparent, length = head.groups()
         missing = int(length)
         if missing > asked.bytes_max:
             return None
         exchange = CompactExchange(self, transport, explain, on_end, asked=asked, missing=missing)
+        if traceparent is not None and self.begin_traced is not None:
+            exchange.traceparent = traceparent.decode("ascii")
         exchange.check_head(headers)
         exchange.feed(data[head.end() :])
         return exchange
@@ -163,6 +178,7 @@ class CompactExchange:
         self.over = False
         self._ended: asyncio.Future[None] | None = None  # `stopped` waits for it
         self.answered_at: float | None = None  # never idle before its end
+        self.traceparent: str | None = None
 
     def check_head(self, headers: list[bytes]) -> None:
         """Check who sends this, before a byte of the body is kept: strangers take no memory."""
@@ -252,6 +268,8 @@ class CompactExchange:
                 return
             if self._asked is SEALED and self._path.sealed is not None:
                 self._drop = self._path.sealed.begin(body, self._embedded)
+            elif self.traceparent is not None and self._path.begin_traced is not None:
+                self._drop = self._path.begin_traced(body, self._embedded, self.traceparent)
             else:
                 self._drop = self._path.app.begin_compact(body, self._embedded)
             self._path.watch(self, self._loop)

@@ -22,6 +22,8 @@ from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import CompactPath
 from embedmesh.node.confidential import LateOpener, SealedCalls
 from embedmesh.node.metrics import NodeMetrics
+from embedmesh.node.traced import NodeTraces, TraceCounts
+from embedmesh.otlp import tracing_of
 from embedmesh.process import (
     EXIT_OK,
     EXIT_SETUP,
@@ -35,6 +37,7 @@ from embedmesh.process import (
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
+from embedmesh.rules.traces import Tracing
 from embedmesh.settings import NodeSettings
 from embedmesh.system import raise_file_limit
 
@@ -61,6 +64,7 @@ class NodeProcess:
     monitor_server: HttpServer | None
     member: "MemberNode | None"
     opener: LateOpener | None  # where there are gateways
+    tracing: Tracing | None = None
 
 
 def main(settings: NodeSettings, catalogue: Catalogue) -> int:
@@ -95,7 +99,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     """The node, with nothing opened or started yet. Raises SetupError."""
     chosen = choose_models(settings, catalogue)
     check_servers(settings)
-    metrics = NodeMetrics()
+    metrics, tracing = NodeMetrics(), tracing_of(settings.traces, settings.traces_a_second, "embedmesh-node")
     memory = MemoryRoom(insist=settings.memory_check == "ignore")
 
     def make(model: Model) -> Served:
@@ -112,20 +116,28 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
     clock = SystemClock()
     opener = LateOpener(partial(_make_opener, settings, clock))
-    app = NodeApp(models, catalogue, metrics, bodies, opener.signed_keys)
+    traces = None
+    if tracing is not None:
+        traces = NodeTraces(tracing)
+        metrics.add(TraceCounts(tracing))
+    app = NodeApp(models, catalogue, metrics, bodies, opener.signed_keys, traces)
+    begin_traced = None if traces is None else app.begin_compact
     sealed = SealedCalls(app, opener, metrics, bodies, clock)
     server = partial(HttpServer, on_internal_error=metrics.internal_error)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
 
-        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed)
+        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed, begin_traced=begin_traced)
     return NodeProcess(
         settings,
         chosen,
         models,
         socket_server=(
-            server({**app.routes(), **sealed.routes()}, fast_path=CompactPath(app, bodies, sealed=sealed))
+            server(
+                {**app.routes(), **sealed.routes()},
+                fast_path=CompactPath(app, bodies, sealed=sealed, begin_traced=begin_traced),
+            )
             if settings.uds is not None
             else None
         ),
@@ -135,6 +147,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
         monitor_server=server(_monitored(app.routes())) if settings.monitor else None,
         member=member,
         opener=opener if settings.uds is not None or settings.gateway else None,
+        tracing=tracing,
     )
 
 
@@ -207,6 +220,8 @@ async def stop(node: NodeProcess) -> None:
     servers = [server for server in every if server is not None]
     await asyncio.gather(*(server.drain(NODE_DRAIN_S) for server in servers))
     await node.models.stop()
+    if node.tracing is not None:
+        await asyncio.to_thread(node.tracing.sink.close)
 
 
 def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:

@@ -12,7 +12,7 @@ from embedmesh.fleet.addresses import NodeAddress, parse
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
-from embedmesh.node.compact_path import CompactPath
+from embedmesh.node.compact_path import BeginTraced, CompactPath
 from embedmesh.node.confidential import SealedCalls
 from embedmesh.node.dialling import DialOut
 from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
@@ -49,6 +49,7 @@ class MemberNode:
         on_internal_error: Callable[[], None],
         sealed: SealedCalls | None = None,
         door: Callable[..., SignedApi] = SignedApi,
+        begin_traced: BeginTraced | None = None,
     ) -> None:
         """Reads or makes the node's files; `door` makes the API over the network. Raises SetupError."""
         folder = _make_folder(settings.data_dir)
@@ -79,7 +80,9 @@ class MemberNode:
             sealed=sealed,
         )
         self._server = HttpServer(
-            api.routes(), on_internal_error=on_internal_error, fast_path=CompactPath(app, bodies, api, sealed)
+            api.routes(),
+            on_internal_error=on_internal_error,
+            fast_path=CompactPath(app, bodies, api, sealed, begin_traced),
         )
         self._joining = Joining(
             known=known,

@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from embedmesh.engine.plan import Plan
 from embedmesh.rules.metrics import MetricWords, words_and_labels
@@ -108,6 +109,10 @@ class NodeMetrics:
         """A model is no longer served; its counts stay, as counts do."""
         for gauge in self._gauges.values():
             gauge.remove_by_labels({"model": model})
+
+    def add(self, collector: Collector) -> None:
+        """Show what it collects, too."""
+        self._registry.register(collector)
 
     def text(self) -> tuple[bytes, str]:
         self._count()

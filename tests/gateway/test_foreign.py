@@ -13,11 +13,14 @@ import pytest
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
+from embedmesh.gateway.nodes.traced import TracedServer
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Part
+from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
+from embedmesh.rules.traces import asking_as, traceparent_of
 from embedmesh.upstream.server import UpstreamUrl, parse_url
 from tests.flow.world import MODEL, vector_for
 
@@ -202,6 +205,21 @@ async def test_a_vector_in_the_other_byte_order_is_not_scaled_into_one_that_look
         one._normalizing = {MODEL.id}
         with pytest.raises(WrongAnswer, match="longer than any model"):
             await one.embed(PART, MODEL, COUNTED, "req_1")
+
+
+async def test_what_is_traced_is_told_in_the_head_and_nowhere_else() -> None:
+    """Vectors and chat alike, whole or streamed, by the one place where requests are written."""
+    async with server(lambda asked: ok(floats())) as (port, asked):
+        offered = (Offer(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, MODEL.tier),)
+        url = UpstreamUrl(False, "127.0.0.1", port, "/v1")
+        traced = UpstreamLink(url, offered, CATALOGUE, "", server=TracedServer)
+        await traced.embed(PART, MODEL, COUNTED, "req_1")
+        with asking_as("req_1", traceparent_of(1, 2)):
+            await traced.embed(PART, MODEL, COUNTED, "req_1")
+            await traced.generate(MODEL, GenerationRequest("chat", {"messages": []}, 10_000))
+        traced.close()
+    assert [headers.get("traceparent") for headers, _ in asked] == [None, *[traceparent_of(1, 2)] * 2]
+    assert asked[0][1] == asked[1][1]
 
 
 async def test_what_it_serves_is_what_the_operator_said() -> None:

@@ -21,6 +21,7 @@ from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.straight import StraightRequest
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.metrics import Metrics
+from embedmesh.gateway.api.traced_api import TracedEmbeddingsApi
 from embedmesh.http.aiohttp_connection import AnyFastExchange
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
@@ -31,6 +32,8 @@ from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd
 from embedmesh.rules.models import Model
 from embedmesh.rules.shares import Room
+from embedmesh.rules.traces import Sampler, Tracing
+from tests.flow.test_traced import traced_with
 from tests.flow.world import (
     GOOD_KEY,
     METERED_KEY,
@@ -42,6 +45,7 @@ from tests.flow.world import (
     right_reply,
     vector_for,
 )
+from tests.rules.test_traces import KeptTraces
 
 LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 KEYS = [GOOD_KEY] * 6 + [METERED_KEY, SINGLE_KEY, POOR_KEY]
@@ -50,6 +54,7 @@ End = EmbedVectors | Failure | None
 ENDS: list[End] = [*[None] * 8, NodeBroke("broke"), NodeBusy("busy"), NodeUnreachable("gone"), WRONG]  # of attempts
 TAKES = [10**9, 10**9, 300, 50, 0]  # bytes that a socket takes at once
 WORLDS, STEPS = 60, 150
+TRACED_WORLDS, HALF = 15, 1 << 63  # half of the requests are traced
 WRITE_S = 5.0
 REFUSED = {b"402", b"409", b"429", b"502", b"503", b"504"}
 
@@ -238,14 +243,20 @@ def _ids(part: Part, counted: Counted) -> list[list[int]]:
 class Life:
     """One world, from its first request to its judgement."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, traced: bool = False) -> None:
         self.dice = dice = random.Random(seed)
         self.nodes, self.ledger, self.room = Nodes(dice), Ledger(dice), Room(30, "full")
         world = make_world(self.nodes, nodes=dice.choice([1, 2, 3]))
         self.clock = world.clock
         self.world = msgspec.structs.replace(world, ledger=self.ledger)
         self.bodies = BodyBudget(10**6)
-        self.api = EmbeddingsApi(self.world, Metrics(dict), self.room, self.bodies, WRITE_S)
+        self.traces = KeptTraces()
+        parts = self.world, Metrics(dict), self.room, self.bodies, WRITE_S
+        if traced:
+            tracing = Tracing(Sampler(HALF, True), self.traces, 10**6)
+            self.api: EmbeddingsApi = TracedEmbeddingsApi(*parts, traced_with(tracing, self.world))
+        else:
+            self.api = EmbeddingsApi(*parts)
         fast_path = FastPath(LINE, self.api.answer, self.bodies, write_s=WRITE_S)
         self.path = StraightPath(fast_path, self.api.straight)
         self.connections: list[Connection] = []
@@ -315,8 +326,19 @@ class Life:
         for node in world.fleet.registry:
             assert (node.load.parts, node.load.tokens) == (0, 0)
         assert {tuple(ends) for ends in self.ledger.ends.values()} <= {("captured",), ("released",)}
+        self._judge_traces()
         for each in self.connections:
             self._judge_replies(each)
+
+    def _judge_traces(self) -> None:
+        """Each is told once, as the ledger has it."""
+        traces = self.traces.traces
+        assert len({id(trace) for trace in traces}) == len(traces)
+        for trace in traces:
+            captured = [mark.name for mark in trace.marks].count("capture")
+            assert captured <= (self.ledger.ends.get(str(trace.attributes.get("embedmesh.request_id"))) == ["captured"])
+            if not trace.error and captured:
+                assert {"count", "hold", "queue", "attempt", "verify"} <= {mark.name for mark in trace.marks}
 
     def _judge_replies(self, connection: Connection) -> None:
         left = connection.transport.out
@@ -341,16 +363,21 @@ class Life:
                     assert np.allclose(vector, vector_for([ord(letter) % 31 for letter in text]))
 
 
-@pytest.mark.parametrize("seed", range(WORLDS))
-def test_nothing_is_left_and_nobody_gets_what_is_anothers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seed", "traced"), [(seed, False) for seed in range(WORLDS)] + [(seed, True) for seed in range(TRACED_WORLDS)]
+)
+def test_nothing_is_left_and_nobody_gets_what_is_anothers(
+    seed: int, traced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retries, "LINGERING_ACCOUNT_MAX", 2)
     complaints: list[dict[str, Any]] = []
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        life = Life(seed)
+        life = Life(seed, traced=traced)
         await life.live()
         life.judge()
+        assert bool(life.traces.traces) == traced
 
     with asyncio.Runner(loop_factory=lambda: Loop(random.Random(seed), disorder=0.0)) as runner:
         runner.run(run())

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from embedmesh.gateway.nodes.own import EMBED, OwnLink, Signing
+from embedmesh.gateway.nodes.traced import TracedOwnLink
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node import compact_path
@@ -20,11 +21,13 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, ServedModel, ServedModels, pack_ids, unpack_ids
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeFailure, Overloaded
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.traces import asking_as, traceparent_of
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
 from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import CATALOGUE, MODEL, right_reply
+from tests.gateway.attempts import at_once
 from tests.gateway.mesh import begin_compact, until
 from tests.http.raw import Raw, read_reply
 
@@ -92,7 +95,8 @@ class NodeServer:
         self.door.new_session(SESSION)
         general = NodeApp([], CATALOGUE, None, self.bodies)  # type: ignore[arg-type]
         general.embed_compact, general.list_bytes = app.embed_compact, app.list_bytes  # type: ignore[method-assign]
-        path = CompactPath(app, self.bodies, self.door if signed else None)
+        self.told: list[str] = []  # of traces
+        path = CompactPath(app, self.bodies, self.door if signed else None, begin_traced=self._begin_traced)
         begin = path.begin
 
         def noting(*args: object) -> CompactExchange | None:
@@ -104,10 +108,14 @@ class NodeServer:
         routes = self.door.routes() if signed else general.routes()
         self.server = HttpServer(routes, on_internal_error=self._bug, fast_path=path if fast else None)
 
+    def _begin_traced(self, body: bytes, done: CompactDone, traceparent: str) -> Callable[[], object]:
+        self.told.append(traceparent)
+        return self.app.begin_compact(body, done)
+
     def _bug(self) -> None:
         self.bugs += 1
 
-    def link(self, *, signed: bool = False) -> OwnLink:
+    def link(self, *, signed: bool = False, kind: type[OwnLink] = OwnLink) -> OwnLink:
         """Our gateway's client."""
         signing = None
         if signed:
@@ -116,7 +124,7 @@ class NodeServer:
             )
             signing.add(SESSION)
         self.answered: list[tuple[str, str, str, int]] = []
-        return OwnLink(unix_pool(str(self.socket)), SystemClock(), signing)
+        return kind(unix_pool(str(self.socket)), SystemClock(), signing)
 
 
 @asynccontextmanager
@@ -160,6 +168,23 @@ async def test_all_that_our_gateway_asks_takes_it(tmp_path: Path, signed: bool) 
             assert [one.id for one in (await link.served()).data] == [one.id for one in CATALOGUE.models]
         assert len(node.taken) == 6
         assert node.door.receipts.count == (3 if signed else 0) == len(node.answered)
+        link.close()
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "general"])
+@pytest.mark.parametrize("signed", [False, True], ids=["socket", "signed"])
+async def test_a_request_that_is_traced_takes_it_too(tmp_path: Path, signed: bool, fast: bool) -> None:
+    """Only what was asked for that request; a node that knows nothing of traces answers as well."""
+    async with serving(tmp_path, signed=signed, fast=fast) as node:
+        link, traceparent = node.link(signed=signed, kind=TracedOwnLink), traceparent_of(1, 2)
+        with asking_as("req_1", traceparent):
+            assert await link.embed_ids(MODEL, IDS, "req_1") == right_reply(IDS)
+            assert await link.embed_ids(MODEL, IDS, "req_2") == right_reply(IDS), "of another one, in a shared call"
+            assert await at_once(link, IDS) == right_reply(IDS)
+        assert await at_once(link, IDS) == right_reply(IDS)
+        assert node.told == ([traceparent] * 2 if fast else [])
+        assert len(node.taken) == (4 if fast else 0)
+        assert node.door.receipts.count == (4 if signed else 0)
         link.close()
 
 

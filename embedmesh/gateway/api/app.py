@@ -7,10 +7,10 @@ from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.confidential import SealedNodes
 from embedmesh.flow.leases import Leases
+from embedmesh.flow.traced_nodes import RequestTracing
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
-from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.metrics import NO_ROUTE, Metrics
@@ -19,6 +19,7 @@ from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
 from embedmesh.gateway.api.routes import Api, router
+from embedmesh.gateway.api.traced_api import embeddings_api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -60,6 +61,7 @@ class GatewayApp:
         generating: tuple[GeneratingClient, Leases] | None = None,
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
         admin_certificate: bool = False,
+        traced: RequestTracing | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -71,7 +73,7 @@ class GatewayApp:
         room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: self._readings() | {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
-        embeddings = EmbeddingsApi(world, self.metrics, room, bodies, write_s)
+        embeddings = embeddings_api(world, self.metrics, room, bodies, write_s, traced)
         self.pages = PagesApi(document(__version__), origins)
         sealed = [] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]
         self._apis: tuple[Api, ...] = (

@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import MethodNotAllowed
-from embedmesh.rules.exchange import JOB_HEADER, Delivery, RequestHead
+from embedmesh.rules.exchange import JOB_HEADER, Delivery, Receive, RequestHead
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     REQUEST_BODY_BYTES_MAX,
@@ -158,8 +158,18 @@ class EmbeddingsApi(Api):
         head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
         if job is not None:
             head = head._replace(job=job)
-        outcome = serve(self._world, operation, head, receive, exchange.deliver, watched.on_model)
+        outcome = self._serve(exchange, operation, head, receive, watched.on_model)
         await self._observe(watched, outcome)
+
+    def _serve(
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        head: RequestHead,
+        receive: Receive,
+        on_model: Callable[[str], None],
+    ) -> Awaitable[Outcome]:
+        return serve(self._world, operation, head, receive, exchange.deliver, on_model)
 
     async def _go_on(self, began: float, account: str, model: str, outcome: Awaitable[Outcome]) -> None:
         await self._observe(_Watched(self.metrics.route(EMBEDDINGS_PATH), began, account, model), outcome)

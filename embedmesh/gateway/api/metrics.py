@@ -77,6 +77,9 @@ GATEWAY_COUNTERS: dict[str, MetricWords] = {
     "store_commits": "Transactions committed.",
     "store_writes": "Writes committed; over commits this is the mean batch.",
     "store_failed_batches": "Transactions that failed and were written again.",
+    "traces_sent": "Traces that the collector has taken.",
+    "traces_dropped": "Traces that were made in vain: the collector was away, slow, or refused them.",
+    "traces_over_rate": "Requests that were not traced, as too many were within a second.",
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
 }

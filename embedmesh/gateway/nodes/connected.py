@@ -26,7 +26,7 @@ from embedmesh.signing.messages import RequestChecker
 from embedmesh.signing.session import Sessions
 from embedmesh.storage.nodes import NodeRecord
 from embedmesh.upstream.pools import InboundPool, OutboundPool
-from embedmesh.upstream.server import parse_url
+from embedmesh.upstream.server import UpstreamServer, parse_url
 
 
 @dataclass(eq=False)
@@ -56,9 +56,11 @@ class ConnectedNodes:
         *,
         normalizing: Collection[str] = (),
         upstream_probe_s: float = 60.0,
+        own_link: type[OwnLink] = OwnLink,
+        server: type[UpstreamServer] = UpstreamServer,
     ) -> None:
         """`normalizing` are the models whose vectors have unit length. `upstream_probe_s` is between two probes of an
-        upstream that is well and idle.
+        upstream that is well and idle. Nodes of ours and of other makes are asked by an `own_link` and a `server`.
         """
         self._examiner = examiner
         self._registry = examiner.registry
@@ -68,6 +70,8 @@ class ConnectedNodes:
         self._prove = prove
         self._normalizing = normalizing
         self._upstream_probe_s = upstream_probe_s
+        self._own_link = own_link
+        self._server = server
         self._dice = random.Random()
         self._instance = secrets.token_hex(8)
         self._nodes: dict[str, ConnectedNode] = {}
@@ -141,7 +145,7 @@ class ConnectedNodes:
             entry.load, entry.generates = ParallelLoad(), True
         entry.probe_every_s = self._upstream_probe_s
         url, token = parse_url(record.address), record.secret.decode("ascii")
-        link = UpstreamLink(url, record.offers, self._examiner.catalogue, token, self._normalizing)
+        link = UpstreamLink(url, record.offers, self._examiner.catalogue, token, self._normalizing, self._server)
         self._upstreams[record.node_id] = self._begin(entry, link, ProbePace(self._dice))
 
     def _connect(self, record: NodeRecord, public_key: bytes, before: ConnectedNode | None) -> ConnectedNode:
@@ -162,7 +166,7 @@ class ConnectedNodes:
         entry.load.interleaves = True
         if not record.address:
             entry.in_flight_max = DIALLED_CONNECTIONS - generates  # a stream has one for minutes: one is for our probes
-        probing = self._begin(entry, OwnLink(pool, self._clock, signing))
+        probing = self._begin(entry, self._own_link(pool, self._clock, signing))
         node = self._nodes[record.node_id] = ConnectedNode(record, entry, pool, signing, checker, audit, probing)
         return node
 

@@ -70,10 +70,11 @@ class UpstreamLink:
         catalogue: Catalogue,
         token: str,
         normalizing: Collection[str] = (),
+        server: type[UpstreamServer] = UpstreamServer,
     ) -> None:
         """`normalizing` are the models whose vectors have unit length, which some servers leave out."""
         self._normalizing = normalizing
-        self._server = UpstreamServer(url, token)
+        self._server = server(url, token)
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
         self._base64: bool | None = None  # whether it supports `encoding_format`; learned from its replies
