@@ -88,6 +88,10 @@ class HttpServer:
             connection.data_received(data)
         return connection.lost
 
+    def use_cors(self, cors: Cors | None) -> None:
+        """For replies from now on."""
+        self._cors = cors
+
     async def drain(self, timeout_s: float) -> None:
         """Take no more connections, let running requests end for at most `timeout_s` seconds, close the rest."""
         for listener in self._listeners:

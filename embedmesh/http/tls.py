@@ -113,7 +113,7 @@ class Certificate:
 
     def __init__(self, certificate: Path, key: Path, client_authorities: Path | None = None) -> None:
         """Raises SetupError, which names the file."""
-        self._files = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
+        self._files = (certificate, key, *([client_authorities] if client_authorities is not None else []))
         self._seen = self._stamps()
         self.context = self._made()
 
@@ -122,6 +122,17 @@ class Certificate:
         while True:
             await asyncio.sleep(CERTIFICATE_LOOK_S)
             self.look()
+
+    def prepare(self, certificate: Path, key: Path) -> Callable[[], None]:
+        """What takes the certificate from these files from then on. Raises SetupError where they cannot be used."""
+        files = (certificate, key, *self._files[2:])
+        Certificate(*files)
+
+        def apply() -> None:
+            self._files = files
+            self.look()
+
+        return apply
 
     def look(self) -> None:
         """Use what the files hold now, for connections from here on."""

@@ -39,6 +39,8 @@ GATEWAY_COUNTERS = {
     "store_failed_batches": "Transactions that failed and were written again.",
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
+    "settings_reloads": "Times the settings were read again and applied.",
+    "settings_reloads_refused": "Times they were read again and nothing was changed, because something in them is wrong.",
 }
 GATEWAY_GAUGES = {
     "in_flight": "Embedding requests being handled now.",
@@ -48,6 +50,7 @@ GATEWAY_GAUGES = {
     "tokens_outstanding": "Tokens sent to nodes and not answered yet.",
     "tokens_waiting": "Tokens of requests that wait for a node.",
     "cache_bytes": "Bytes of vectors in the caches of all accounts.",
+    "settings_need_restart": "Settings that have changed in the file and stay as they were until a restart.",
 }
 
 
