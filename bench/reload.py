@@ -49,8 +49,8 @@ TEXTS = [f"Text number {number} is about the {word}." for number in range(40) fo
 
 CATALOGUE = """
 [[models]]
-id = "{model}"
-aliases = ["all-MiniLM-L6-v2", "alias-{number}"]
+id = "sentence-transformers/{model}"
+aliases = ["{model}", "alias-{number}"]
 folder = "{folder}"
 width = 384
 max_tokens = 256
@@ -152,7 +152,10 @@ class Operator:
         self.number += 1
         broken = self.number % BROKEN_EVERY == 0
         if broken:
-            _put(self.folder / "embedmesh.toml", f'in_flight_max = "many"\ncors_origin = ["https://broken-{self.number}"]')
+            _put(
+                self.folder / "embedmesh.toml",
+                f'in_flight_max = "many"\ncors_origin = ["https://broken-{self.number}"]',
+            )
         else:
             self.write()
         if self.number % 2:
@@ -197,8 +200,6 @@ class Callers:
         while not self.ended:
             async with self.session() as session:
                 for each in range(FRESH_EVERY):
-                    if self.ended:
-                        return
                     await self._vector(session, TEXTS[(number + each * EMBEDDERS + self.requests) % len(TEXTS)])
 
     async def _vector(self, session: aiohttp.ClientSession, text: str) -> None:
@@ -263,7 +264,7 @@ class Callers:
                     return
                 async with session.get(f"{self.live.base_url}/files/{batch['output_file_id']}/content") as reply:
                     rows = [json.loads(line) for line in (await reply.text()).splitlines()]
-                if sorted(row["custom_id"] for row in rows) != sorted(line["custom_id"] for line in lines):
+                if sorted(row["custom_id"] for row in rows) != sorted(str(line["custom_id"]) for line in lines):
                     self.lost["batch: other lines"] += 1
                 self.batch_lines += len(rows)
 
@@ -368,7 +369,10 @@ def _number(page: list[str], name: str) -> float:
 
 def measure(requests: int = 10_000, workers: int = 2) -> Figures:
     """Run it once."""
-    with TemporaryDirectory(prefix="embedmesh-reload-") as folder, endpoint(Path(folder), workers) as (live, operator, one):
+    with (
+        TemporaryDirectory(prefix="embedmesh-reload-") as folder,
+        endpoint(Path(folder), workers) as (live, operator, one),
+    ):
         added = live.command("nodes", "add", one.url, "--model", CHAT)
         if added.returncode:
             raise CannotRun(added.stderr.decode())

@@ -108,7 +108,7 @@ class Catalogue:
         self._by_name.update(other._by_name)
 
     def become(self, other: "Catalogue") -> None:
-        """Have what the other one has. Threads that look meanwhile find a model of either; what both have is never missing."""
+        """Have what the other one has. What both have is never missing, also for threads that look meanwhile."""
         self.models, self.written = other.models, other.written
         self._by_name.update(other._by_name)
         for gone in self._by_name.keys() - other._by_name.keys():
@@ -296,9 +296,10 @@ def refuse_new_meanings(known: Catalogue, new: Catalogue, file: str) -> None:
         before, model = known.find(name), new.find(name)
         assert model is not None
         if before is not None and (other := differing(before, model) - MAY_CHANGE):
+            plain, what = name.removesuffix(f":{model.tier}"), " and ".join(sorted(other))
             raise SetupError(
-                f"{file}: {name} has another {' and '.join(sorted(other))} than since the start. Vectors of two kinds "
-                "must not have one name: give the new model a name of its own, or restart."
+                f"{file}: {plain} has another {what} than since the start. One name must not have two kinds of "
+                "vectors: give the new model a name of its own, or restart."
             )
     if len({*known.names, *new.names}) > NAMES_KNOWN_MAX:
         raise SetupError(f"{file}: there were more than {NAMES_KNOWN_MAX:,} names since the start. Restart.")

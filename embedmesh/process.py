@@ -107,7 +107,7 @@ def hear_hangups(reload: Callable[[], None], stop: asyncio.Event) -> None:
 
 
 def hold_hangups() -> None:
-    """SIGHUP waits until `hear_hangups`: it would end a process that does not listen yet. Processes started inherit it."""
+    """SIGHUP waits until `hear_hangups`, or it would end us before we listen. Processes that we start inherit that."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 

@@ -167,7 +167,8 @@ def converted(value: Any, hint: Any, folder: Path) -> Any:
         wrong = "" if is_secret(hint) or isinstance(value, list | dict) else f", not {_written(value)}"
         options = [str(each) for each in get_args(_bare(hint))] if get_origin(_bare(hint)) is Literal else []
         near = difflib.get_close_matches(str(value), options, 1)
-        raise ValueError(f"must be {allowed}{wrong}.{f' Did you mean {near[0]!r}?' if near else ''}") from None
+        meant = f' Did you mean "{near[0]}"?' if near else ""
+        raise ValueError(f"must be {allowed}{wrong}.{meant}") from None
     if meta is not None and meta.extra == SECRET_DSN and made and "://" not in made:
         return str(folder / Path(made).expanduser())
     return made
@@ -199,9 +200,10 @@ def _allowed(hint: Any, meta: Meta | None) -> str:
     if get_origin(bare) is Literal:
         return "one of " + ", ".join(f'"{each}"' for each in get_args(bare))
     if bare is int:
-        least, most = (meta.ge, meta.le) if meta is not None else (None, None)
-        bounds = f" from {least or 0} to {most}" if most is not None else f" of at least {least or 0}"
-        return f"a whole number{bounds}"
+        least = meta.ge or 0 if meta is not None else 0
+        if meta is None or meta.le is None:
+            return f"a whole number of at least {least}"
+        return f"a whole number from {least} to {meta.le}"
     if get_origin(bare) is tuple:
         return 'a list of texts, such as ["one", "two"]'
     return {bool: "true or false", Path: "a path, as text"}.get(bare, "text")
@@ -252,7 +254,7 @@ def _read(path: Path) -> tuple[str, int]:
 
 
 def _readable_secret(path: Path, values: Mapping[Role, Mapping[str, Any]]) -> Iterator[str]:
-    """A warning where a file that everybody may read holds a secret. No refusal: Kubernetes mounts secrets like that."""
+    """A warning where a file that everybody may read has a secret. No refusal: Kubernetes mounts secrets so."""
     for role, settings in ROLES.items():
         hints = fields_of(settings)
         for name, value in values[role].items():

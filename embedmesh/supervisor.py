@@ -48,7 +48,7 @@ OnReady = Callable[[Credentials, Model | None], None]
 
 
 class Origin(NamedTuple):
-    """Which of the gateway's settings the command line or the environment has given, and the file of the others, if any."""
+    """Which settings the command line or the environment has given, and the file of the others, if there is one."""
 
     given: Collection[str]
     file: Path | None

@@ -60,12 +60,14 @@ WRONG = [  # text, what its first line of complaint says behind the file's name
     ("data_dir = 1", "`data_dir` must be a path, as text, not 1."),
     ("listen_fd = 3", "embedmesh has no setting `listen_fd`."),
     ("tls-cert = 'a'\ntls_cert = 'b'", "line 2: `tls_cert` is given twice."),
-    ("port = ", "is not TOML: Invalid value (at line 1, column 8)."),
+    ("port = \nhost = 1", "is not TOML: Invalid value (at line 1, column 8)."),
     ("[node]\napi_key = 12345678", "line 2: `api_key` must be text."),  # a secret is not repeated
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), WRONG, ids=[text.split("=")[0].strip() + str(n) for n, (text, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("text", "says"), WRONG, ids=[text.split("=")[0].strip() + str(n) for n, (text, _) in enumerate(WRONG)]
+)
 def test_what_is_wrong_is_told_with_its_line_what_is_allowed_and_the_nearest_name(
     text: str, says: str, tmp_path: Path
 ) -> None:
@@ -109,7 +111,8 @@ def test_secrets_are_never_shown() -> None:
         name
         for fields in (gateway, node)
         for name, hint in fields.items()
-        if any(word in name for word in ("key", "token", "secret", "password", "join", "store")) and "Path" not in str(hint)
+        if any(word in name for word in ("key", "token", "secret", "password", "join", "store"))
+        and "Path" not in str(hint)
     }
     assert {name for name in secret_like if is_secret((gateway | node)[name])} >= secret_like - {
         "key_defaults",

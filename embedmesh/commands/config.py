@@ -17,7 +17,7 @@ from embedmesh.settings import CONFIG_VARIABLE, GatewaySettings, default_data_di
 from embedmesh.settings_file import CONFIG_NAME, ROLES, BadSettings, find_config, read_config, shown
 
 PROGRAMS = ("serve", "gateway", "node")
-VALUE_CHARS_MAX = 60  # of a value in the table; --json has all of it
+VALUE_CHARS_MAX = 30  # of a value in the table, whose lines fit 80 columns; --json has all of it
 
 
 @click.group()
@@ -67,9 +67,17 @@ def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool
             value, origin = shown(made.params[each.name], hint), _origin(made, each)
             again = each.role == "gateway" and each.name in RELOADED
             rows.append({"name": each.name, "value": value, "from": origin, "reloads": again})
-    lines = [(row["name"], _short(row["value"]), row["from"], "reload" if row["reloads"] else "restart") for row in rows]
+    lines = [
+        (
+            each["name"],
+            _short(each["value"]),
+            each["from"].partition(" (")[0],
+            "reload" if each["reloads"] else "restart",
+        )
+        for each in rows
+    ]
     text = f"File of settings: {file or f'none; {default_data_dir() / CONFIG_NAME} would be one'}\n\n"
-    text += table(("SETTING", "VALUE", "FROM", "CHANGES AT"), lines)
+    text += table(("SETTING", "VALUE", "FROM", "CHANGE"), lines)
     CommandResult({"program": program, "file": str(file) if file else None, "settings": rows}, text).print(as_json)
 
 

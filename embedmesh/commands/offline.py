@@ -16,7 +16,7 @@ from embedmesh.storage.engines import engine_of
 
 
 def store_of(data_dir: Path, store: str | None = None) -> str | Path:
-    """The store that is meant: the one named, that of EMBEDMESH_STORE or the settings, or the one in the data directory.
+    """The store that is meant: the one named, that of EMBEDMESH_STORE or the settings, or that of the data directory.
 
     Raises SetupError where there is none, or it cannot be reached: commands make no store.
     """

@@ -96,7 +96,7 @@ class ConfigOfCommand:
         path = self.path
         self._file = None if path is None else read_config(path, data_dir=None if self._given else self._data_dir)
 
-    
+    @property
     def warning(self) -> str:
         """What its owner should mend about the file that was read; empty where there is nothing."""
         return "" if self._file is None else self._file.warning
@@ -194,7 +194,7 @@ def catalogue_option(help_: str = "TOML file. Default: the built-in catalogue.")
 
 
 def settings_options(settings: type[msgspec.Struct], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """A decorator that adds `--config`, and an option for each setting that has a description, but for those `without`."""
+    """A decorator that adds `--config`, and an option for each setting with a description, but for those `without`."""
 
     def add(command: Command) -> Command:
         for option in reversed(_options(settings, without)):

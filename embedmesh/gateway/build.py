@@ -268,9 +268,7 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
     )
 
 
-def _apis(
-    adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksThreads, clock: Clock
-) -> list[Api]:
+def _apis(adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksThreads, clock: Clock) -> list[Api]:
     """The APIs for nodes, accounts and operators."""
     roster, registry, catalogue = fleet.roster, fleet.registry, adjustable.models.catalogue
     nonces = Nonces(store.key_secret)

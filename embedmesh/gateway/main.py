@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import uvloop
 
@@ -16,7 +16,7 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.build import Gateway, build
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
-from embedmesh.gateway.reload import Reloader, ReadSettings
+from embedmesh.gateway.reload import ReadSettings, Reloader
 from embedmesh.http.tls import Certificate
 from embedmesh.process import (
     EXIT_AGAIN,
@@ -95,7 +95,7 @@ async def _live(settings: GatewaySettings, read: ReadSettings) -> int:
     gateway = build(settings, models, store, clock)
     reloader = Reloader(gateway, settings, read, certificate, new_keys.open_to_others)
     hear_hangups(gateway.adjustable.requests.knock, ending.stop_event)
-    watches = [reloader.run(), *([certificate.watch()] if certificate is not None else [])]
+    watches: list[Awaitable[None]] = [reloader.run(), *([certificate.watch()] if certificate is not None else [])]
     context = certificate.context if certificate is not None else None
     tasks = await run(gateway, listener, new_keys, ending, watches, local_nodes=bool(settings.nodes), tls=context)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
@@ -129,7 +129,7 @@ async def run(
     listener: socket.socket,
     new_keys: NewKeys,
     ending: Ending,
-    watches: Sequence[Awaitable[NoReturn]] = (),
+    watches: Sequence[Awaitable[None]] = (),
     *,
     local_nodes: bool,
     tls: ssl.SSLContext | None = None,

@@ -18,9 +18,7 @@ class Models:
     `known` has every model and name since the start, and so have the other two: what has begun with one goes on.
     """
 
-    def __init__(
-        self, catalogue: Catalogue, tokenizers: dict[str, Tokenizer], normalizing: Iterable[str]
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, tokenizers: dict[str, Tokenizer], normalizing: Iterable[str]) -> None:
         self.catalogue = catalogue
         self.known = Catalogue(catalogue.models)
         self.tokenizers = tokenizers
@@ -34,7 +32,7 @@ class Models:
         return Models(catalogue, _tokenizers(new), _normalizing(new))
 
     def become(self, other: "Models") -> None:
-        """Have what the other one has, which was made by `read_again`. First what belongs to a model, then the model."""
+        """Have what the other one has, which `read_again` made. First what belongs to a model, then the model."""
         self.tokenizers |= other.tokenizers
         self.normalizing |= other.normalizing
         self.known.add(other.catalogue)

@@ -101,7 +101,7 @@ class Reloader:
         certificate: Certificate | None,
         open_to_others: bool,
     ) -> None:
-        """`settings` are those in force; `read` reads them anew, and raises SetupError. See NewKeys for the last one."""
+        """`settings` are those in force; `read` reads them anew (SetupError). `open_to_others`: see NewKeys."""
         self._gateway = gateway
         self.settings = settings
         self._read = read

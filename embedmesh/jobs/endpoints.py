@@ -49,7 +49,7 @@ def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) ->
 
 
 def at_prices(world: World, prices: Mapping[str, int], known: Catalogue | None = None) -> World:
-    """The world in which one batch's lines are worked off. Its model may have left the catalogue, but not what is `known`."""
+    """The world in which one batch's lines are worked off, with the models that are `known` to it."""
     return msgspec.structs.replace(world, prices=FixedPrices(prices), catalogue=known or world.catalogue)
 
 

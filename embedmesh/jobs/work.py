@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class BatchTools(NamedTuple):
-    """What the work on any batch of one gateway needs. `world` is the one for lines, `known` the models of what has begun.
+    """What the work on any batch of one gateway needs. `world` is the one for lines, `known` the models of batches.
 
     `validations` and `units` are how many there may be at one time; each account has a share.
     """

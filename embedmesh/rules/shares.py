@@ -40,7 +40,7 @@ class Shares:
         return True
 
     def resize(self, total: int) -> None:
-        """Have another number. What is taken stays taken: where that is more, nothing more is until enough came back."""
+        """Have another number. What is taken stays; where that is more, nothing is taken until enough came back."""
         self._free += total - self.total
         self.total, self.alone = total, total * ACCOUNT_SHARE // (ACCOUNT_SHARE + 1)
 

@@ -67,7 +67,11 @@ def test_every_setting_that_can_change_is_one_and_no_secret_or_path_of_the_store
 async def test_what_can_change_does_at_once_and_what_cannot_is_named(live: Live) -> None:
     world, app = live.gateway.world, live.gateway.app
     reloaded = await live.reload(
-        in_flight_max=2, reply_bytes_total_max=20 * 2**20, cors_origin=("https://a.example",), port=9_999, policy="cheapest"
+        in_flight_max=2,
+        reply_bytes_total_max=20 * 2**20,
+        cors_origin=("https://a.example",),
+        port=9_999,
+        policy="cheapest",
     )
     assert set(reloaded.changed) == {"in_flight_max", "reply_bytes_total_max", "cors_origin", "policy"}
     assert reloaded.needs_restart == ["port"]

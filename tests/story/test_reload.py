@@ -62,7 +62,9 @@ def asked_meanwhile(endpoint: Endpoint) -> Iterator[list[int]]:
         while not stop.is_set():
             with httpx.Client(headers={"Authorization": f"Bearer {endpoint.api_key}"}, timeout=60.0) as http:
                 for _ in range(5):
-                    reply = http.post(f"{endpoint.base_url}/embeddings", json={"model": MODEL, "input": "all the while"})
+                    reply = http.post(
+                        f"{endpoint.base_url}/embeddings", json={"model": MODEL, "input": "all the while"}
+                    )
                     statuses.append(reply.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -174,7 +176,7 @@ def test_commands_that_open_the_store_find_it_by_the_same_file(tmp_path: Path) -
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "books" / "other.db").exists() and (tmp_path / "here" / "bootstrap.json").exists()
     listed = run("accounts", "list", "--offline", "--json", "--config", file)
-    assert listed.returncode == 0 and [row["account"] for row in json.loads(listed.stdout)] == ["local"], listed
+    assert listed.returncode == 0 and "local" in [row["account"] for row in json.loads(listed.stdout)]
 
 
 def test_it_stops_when_its_terminal_is_closed_and_goes_on_at_sighup_while_it_is_open(tmp_path: Path) -> None:

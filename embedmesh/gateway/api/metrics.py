@@ -40,7 +40,7 @@ GATEWAY_COUNTERS = {
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
     "settings_reloads": "Times the settings were read again and applied.",
-    "settings_reloads_refused": "Times they were read again and nothing was changed, because something in them is wrong.",
+    "settings_reloads_refused": "Times they were read again and nothing was changed: something was wrong.",
 }
 GATEWAY_GAUGES = {
     "in_flight": "Embedding requests being handled now.",

@@ -54,7 +54,9 @@ class ReloadRequests:
     async def ask(self) -> Reloaded:
         """Have them read again. Raises InvalidValue: nothing was changed. Raises Overloaded and StoreUnavailable."""
         if len(self._waiting) >= RELOADS_WAITING_MAX:
-            raise Overloaded(f"At most {RELOADS_WAITING_MAX} wait for the settings to be read again. Try again shortly.")
+            raise Overloaded(
+                f"At most {RELOADS_WAITING_MAX} wait for the settings to be read again. Try again shortly."
+            )
         answer: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         self._wanted.set()
@@ -105,8 +107,8 @@ class ReloadApi(Api):
     async def reload_settings(self, call: ApiCall[None, None]) -> Reloaded:
         """Read the settings again.
 
-        From the gateway's file of settings, its catalogue and its certificate, as SIGHUP does. All that can change while
-        it runs is changed, or, where anything is wrong, nothing. The other gateways of the store do the same.
+        From its file, its catalogue and its certificate, as at SIGHUP. All that can change while it runs is changed,
+        or, where anything is wrong, nothing. The other gateways of the store do the same.
         """
         try:
             reloaded = await self._requests.ask()
