@@ -37,6 +37,7 @@ from tests.http.test_tls import Pair
 CHAT = "acme/chat"
 EMBEDDERS, READERS = 8, 2
 FRESH_EVERY = 25  # requests of one caller on a connection, before it opens a new one
+STREAM_EVERY_S = 0.1  # most of the work is vectors
 BETWEEN_S = 0.15  # two changes
 BROKEN_EVERY = 5
 BATCH_LINES = 200
@@ -225,6 +226,7 @@ class Callers:
         """Read streams to their end."""
         body = {"model": CHAT, "messages": [{"role": "user", "content": "Say something."}], "stream": True}
         while not self.ended:
+            await asyncio.sleep(STREAM_EVERY_S)
             async with self.session() as session:
                 try:
                     async with session.post(f"{self.live.base_url}/chat/completions", json=body) as reply:

@@ -41,9 +41,9 @@ def config() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool) -> None:
-    """Show every setting that a program would have now, and where it comes from.
+    """Show each setting, and where its value comes from.
 
-    PROGRAM is serve, gateway or node, with the OPTIONS that you would start it with. Secrets are masked. The last
+    What a program would have that is started now. PROGRAM is serve, gateway or node, with the OPTIONS that you would start it with. Secrets are masked. The last
     column says whether a change in the file applies at `embedmesh config reload`, or at a restart.
 
     \b
@@ -86,9 +86,9 @@ def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where to look for FILE by default.")
 @prints_result
 def check(file: Path | None, data_dir: Path | None) -> CommandResult:
-    """Check a file of settings, and the catalogue, certificate and lists that it names.
+    """Check a file of settings and what it names.
 
-    Everything that is wrong is told, each with its line. The exit status is 78 if anything is. It opens no store, and
+    The catalogue, the certificate and the networks, too. Everything that is wrong is told, each with its line. The exit status is 78 if anything is. It opens no store, and
     asks no gateway: whether a model may change while one runs, only `embedmesh config reload` can tell.
 
     \b

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import logging
 import socket
-import ssl
 import sys
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -96,8 +95,7 @@ async def _live(settings: GatewaySettings, read: ReadSettings) -> int:
     reloader = Reloader(gateway, settings, read, certificate, new_keys.open_to_others)
     hear_hangups(gateway.adjustable.requests.knock, ending.stop_event)
     watches: list[Awaitable[None]] = [reloader.run(), *([certificate.watch()] if certificate is not None else [])]
-    context = certificate.context if certificate is not None else None
-    tasks = await run(gateway, listener, new_keys, ending, watches, local_nodes=bool(settings.nodes), tls=context)
+    tasks = await run(gateway, listener, new_keys, ending, watches, local_nodes=bool(settings.nodes), tls=certificate)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
     return ending.exit_code
 
@@ -132,7 +130,7 @@ async def run(
     watches: Sequence[Awaitable[None]] = (),
     *,
     local_nodes: bool,
-    tls: ssl.SSLContext | None = None,
+    tls: Certificate | None = None,
 ) -> list[asyncio.Future[Any]]:
     """Serve until told to stop, or until a background task ends. Returns all background tasks. Raises StoreAway."""
     stopped = asyncio.create_task(ending.stop_event.wait())

@@ -31,13 +31,13 @@ class TlsListener:
     def __init__(
         self,
         sock: socket.socket,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         connection: Callable[[], asyncio.Protocol],
         within_s: float,
         origins: Origins,
         connections: Connections,
     ) -> None:
-        """`connection` makes what speaks behind TLS, after a handshake of at most `within_s` seconds."""
+        """`context` is asked for each connection; `connection` makes what speaks behind TLS, within `within_s` seconds."""
         self._sock = sock
         self._context = context
         self._connection = connection
@@ -76,7 +76,7 @@ class TlsListener:
     async def _shake(self, sock: socket.socket, handshake: "_Handshake") -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._connection, sock, ssl=self._context, ssl_handshake_timeout=self._within_s
+                self._connection, sock, ssl=self._context(), ssl_handshake_timeout=self._within_s
             )
         except (OSError, asyncio.CancelledError):  # an SSLError is one: of a caller that speaks no TLS, or has gone
             sock.close()
@@ -125,12 +125,12 @@ class Certificate:
 
     def prepare(self, certificate: Path, key: Path) -> Callable[[], None]:
         """What takes the certificate from these files from then on. Raises SetupError where they cannot be used."""
-        files = (certificate, key, *self._files[2:])
-        Certificate(*files)
+        made = Certificate(certificate, key, *self._files[2:])
 
         def apply() -> None:
-            self._files = files
-            self.look()
+            if made._seen != self._seen:
+                log.info("the certificate was read again from %s", certificate)
+            self._files, self._seen, self.context = made._files, made._seen, made.context
 
         return apply
 
@@ -141,8 +141,7 @@ class Certificate:
             return
         self._seen = stamps
         try:
-            self._made()  # in a context of its own first: half a pair must not replace a whole one
-            self._load(self.context)
+            self.context = self._made()  # one of its own: half a pair must not replace a whole one
         except SetupError as error:
             log.error("the certificate stays as it was: %s", error)
         else:

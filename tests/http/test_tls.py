@@ -75,7 +75,7 @@ async def serving_tls(certificate: Certificate, connections_max: int = 100) -> A
     server = HttpServer({"/hello": {"GET": hello}}, head_s=20.0, connections=connections)
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
-    await server.start(sock, certificate.context)
+    await server.start(sock, certificate)
     try:
         yield sock.getsockname()[1]
     finally:
