@@ -43,8 +43,9 @@ def config() -> None:
 def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool) -> None:
     """Show each setting, and where its value comes from.
 
-    What a program would have that is started now. PROGRAM is serve, gateway or node, with the OPTIONS that you would start it with. Secrets are masked. The last
-    column says whether a change in the file applies at `embedmesh config reload`, or at a restart.
+    What a program would have that is started now: PROGRAM is serve, gateway or node, with the OPTIONS that you would
+    start it with. Secrets are masked. The last column says whether a change in the file applies at `embedmesh config
+    reload`, or at a restart.
 
     \b
     Examples:
@@ -88,8 +89,9 @@ def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool
 def check(file: Path | None, data_dir: Path | None) -> CommandResult:
     """Check a file of settings and what it names.
 
-    The catalogue, the certificate and the networks, too. Everything that is wrong is told, each with its line. The exit status is 78 if anything is. It opens no store, and
-    asks no gateway: whether a model may change while one runs, only `embedmesh config reload` can tell.
+    The catalogue, the certificate and the networks, too. Everything that is wrong is told, each with its line. The exit
+    status is 78 if anything is. It opens no store, and asks no gateway: whether a model may change while one runs, only
+    `embedmesh config reload` can tell.
 
     \b
     Examples:

@@ -37,7 +37,7 @@ class TlsListener:
         origins: Origins,
         connections: Connections,
     ) -> None:
-        """`context` is asked for each connection; `connection` makes what speaks behind TLS, within `within_s` seconds."""
+        """`context` is asked for each connection; `connection` makes what speaks behind TLS, in at most `within_s`."""
         self._sock = sock
         self._context = context
         self._connection = connection
