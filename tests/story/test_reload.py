@@ -128,6 +128,7 @@ def test_workers_follow_while_requests_run_and_a_broken_file_changes_nothing(con
     assert endpoint.metric("embedmesh_settings_reloads_refused_total") >= 3
     log = endpoint.log.read_text()
     assert "a restart is needed for: port" in log and "the settings stay as they were" in log
+    assert "embedmesh.node: the catalogue was read again" in log
     assert endpoint.stop() == 0
 
 
