@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := conformance ships streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
+BENCHES := conformance ships streams reload spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
@@ -53,7 +53,7 @@ check: $(VENV)/.dev
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
-#: streams           streams cut, stalled, reset, left and read slowly; whatever happens is paid right
+#: streams, reload   streams cut, stalled, reset, left: all is paid right; settings change under load
 #: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
 #: wedge, starved    break the engine in every way; 24 busy loops beside a server
 #: hostile           a stranger, a broke key and a paying tenant attack; others do not notice

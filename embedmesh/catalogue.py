@@ -1,4 +1,4 @@
-"""The operator's catalogue of models: a TOML file, read once at start, strictly.
+"""The operator's catalogue of models: a TOML file, read strictly, at the start and when settings are read again.
 
 docs/reference/catalogue.md documents it. The built-in catalogue has the default model; the operator's file replaces it
 whole.
@@ -100,6 +100,19 @@ class Catalogue:
             for name in _plain_names(model):
                 self._by_name.setdefault(f"{name}:{model.tier}", model)
                 self._by_name.setdefault(name, model)
+
+    def add(self, other: "Catalogue") -> None:
+        """Have what the other one has, too; its own version of what both have."""
+        ids = {model.id for model in other.models}
+        self.models = (*other.models, *(model for model in self.models if model.id not in ids))
+        self._by_name.update(other._by_name)
+
+    def become(self, other: "Catalogue") -> None:
+        """Have what the other one has. What both have is never missing, also for threads that look meanwhile."""
+        self.models, self.written = other.models, other.written
+        self._by_name.update(other._by_name)
+        for gone in self._by_name.keys() - other._by_name.keys():
+            del self._by_name[gone]
 
     @property
     def names(self) -> Iterable[str]:
@@ -254,3 +267,44 @@ def _position_first(message: str) -> str:
     position = re.sub(r"^key` in `", "", where).strip("$.`")
     problem = problem[0].lower() + problem[1:]
     return f"{position}: {problem}" if position else problem
+
+
+# What may change under a model's name while a program runs: money, more names, and what vectors do not depend on. What
+# is not here makes another model: two vectors that are compared must not be of two.
+MAY_CHANGE = frozenset(
+    {
+        "aliases",
+        "folder",  # the digest is of what is in it
+        "price",
+        "output_price",
+        "cached_price",
+        "image_prices",
+        "output_max",
+        "template_tokens",
+        "image_tokens",
+        "pass_unknown",
+        "charge_partial",
+        "affinity",
+    }
+)
+NAMES_KNOWN_MAX = 100_000  # over all catalogues since the start: a thousand times what operators have
+
+
+def refuse_new_meanings(known: Catalogue, new: Catalogue, file: str) -> None:
+    """Raises SetupError where the `new` catalogue, in `file`, gives a name of the `known` one to something else."""
+    for name in new.names:
+        before, model = known.find(name), new.find(name)
+        assert model is not None
+        if before is not None and (other := differing(before, model) - MAY_CHANGE):
+            plain, what = name.removesuffix(f":{model.tier}"), " and ".join(sorted(other))
+            raise SetupError(
+                f"{file}: {plain} has another {what} than since the start. One name must not have two kinds of "
+                "vectors: give the new model a name of its own, or restart."
+            )
+    if len({*known.names, *new.names}) > NAMES_KNOWN_MAX:
+        raise SetupError(f"{file}: there were more than {NAMES_KNOWN_MAX:,} names since the start. Restart.")
+
+
+def differing(one: Model, other: Model) -> set[str]:
+    """The fields in which two models differ."""
+    return {field for field in one.__struct_fields__ if getattr(one, field) != getattr(other, field)}

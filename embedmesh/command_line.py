@@ -9,13 +9,19 @@ from embedmesh.rules.money import plain_usd
 from embedmesh.settings import IN_USD, meta_of
 
 
-def as_arguments(settings: msgspec.Struct, *, without: Collection[str]) -> list[str]:
-    """The arguments for these settings. Defaults, and the fields of `without`, are left out."""
+def as_arguments(
+    settings: msgspec.Struct, *, without: Collection[str], only: Collection[str] | None = None
+) -> list[str]:
+    """The arguments for these settings. Defaults, and the fields of `without`, are left out.
+
+    With `only` they are those fields, defaults included: what else there is the children read from their file.
+    """
     arguments: list[str] = []
     hints = get_type_hints(type(settings), include_extras=True)
     for field in msgspec.structs.fields(settings):
         value = getattr(settings, field.name)
-        if field.name in without or value == field.default:
+        left_out = value == field.default if only is None else field.name not in only
+        if field.name in without or left_out or value is None or value is False:
             continue
         option = "--" + field.name.replace("_", "-")
         if (meta := meta_of(hints[field.name])) and meta.extra == IN_USD:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
@@ -90,6 +90,35 @@ def stop_event(lifeline_fd: int | None) -> asyncio.Event:
 
         loop.add_reader(lifeline_fd, readable)
     return stop
+
+
+def hear_hangups(reload: Callable[[], None], stop: asyncio.Event) -> None:
+    """Call `reload` on SIGHUP; set `stop` instead where the terminal that we were started in was closed."""
+    had_terminal = os.isatty(0)
+
+    def heard() -> None:
+        if had_terminal and not os.isatty(0):
+            stop.set()
+        else:
+            reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, heard)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def hold_hangups() -> None:
+    """SIGHUP waits until `hear_hangups`, or it would end us before we listen. Processes that we start inherit that."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+@contextlib.contextmanager
+def hangups_held() -> Iterator[None]:
+    """A process that is started within holds SIGHUP until it hears it; so do we, meanwhile."""
+    hold_hangups()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,7 +1,7 @@
 """Every setting: typed, documented, shown by --help, and listed in docs/reference/settings.md.
 
-A setting is given on the command line (`--port 8099`) or in the environment (`EMBEDMESH_PORT=8099`); the command line
-wins.
+A setting is given on the command line (`--port 8099`), in the environment (`EMBEDMESH_PORT=8099`) or in a file
+(`port = 8099`, see `embedmesh.settings_file`); the first of these wins.
 """
 
 import os
@@ -22,7 +22,10 @@ from embedmesh.rules.limits import (
 )
 
 ENV_PREFIX = "EMBEDMESH_"
+CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"  # names the file of settings
 IN_USD = {"given_in": "usd"}  # marks a setting that is nano-USD here and USD where people write it
+SECRET = {"secret": "all"}  # marks a setting that is never shown
+SECRET_DSN = {"secret": "password"}  # marks a database whose password is never shown
 MIB = 1024 * 1024
 
 CataloguePath = Annotated[
@@ -79,7 +82,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="Database of accounts, keys and the ledger: postgresql://USER@HOST/DATABASE for several "
-            "gateways, or a file's path. Default: embedmesh.db in the data directory."
+            "gateways, or a file's path. Default: embedmesh.db in the data directory.",
+            extra=SECRET_DSN,
         ),
     ] = ""
     keep_usage_days: Annotated[
@@ -212,7 +216,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a node."""
 
     gateway: Annotated[str, Meta(description="Gateway to join, as http://HOST:PORT or https://HOST.")] = ""
-    join: Annotated[str, Meta(description="Join token from `embedmesh nodes invite` at the gateway. Needed once.")] = ""
+    join: Annotated[
+        str, Meta(description="Join token from `embedmesh nodes invite` at the gateway. Needed once.", extra=SECRET)
+    ] = ""
     gateway_key: Annotated[
         str, Meta(description="Instead of a token: the fingerprint from `embedmesh nodes key`; then wait for approval.")
     ] = ""
@@ -272,7 +278,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(description="With --standalone: address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(description="With --standalone: port to listen on.", ge=0, le=65535)] = 8081
     api_key: Annotated[
-        str, Meta(description="With --standalone: the bearer key of callers. Better given in the environment.")
+        str,
+        Meta(
+            description="With --standalone: the bearer key of callers. Better given in the environment.", extra=SECRET
+        ),
     ] = ""
     monitor: Annotated[
         str,

@@ -17,19 +17,20 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
 from embedmesh.http.tls import Certificate
-from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, keep_memory_off_disk, stop_event
+from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, hangups_held, hear_hangups, keep_memory_off_disk, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
-from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
+from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
 from embedmesh.signing.certificates import names_of, unverified_context
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
@@ -44,6 +45,13 @@ READY_REPLIES_A_WORKER = 8  # workers share the socket: we cannot choose which o
 Say = Callable[[str], None]
 OnReady = Callable[[Credentials, Model | None], None]
 """Called once there is something to ask: a model that has made a first vector here, or None for a gateway alone."""
+
+
+class Origin(NamedTuple):
+    """Which settings the command line or the environment has given, and the file of the others, if there is one."""
+
+    given: Collection[str]
+    file: Path | None
 
 
 @dataclass
@@ -61,16 +69,22 @@ class Child:
     async def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C in the terminal reaches us alone: we stop in order."""
         self.started = time.monotonic()
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "embedmesh",
-            *self.arguments,
-            pass_fds=self.pass_fds,
-            start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL,
-            env=os.environ | self.environment,
-        )
+        with hangups_held():  # it hears of one that comes while it starts once it can
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "embedmesh",
+                *self.arguments,
+                pass_fds=self.pass_fds,
+                start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | self.environment,
+            )
+
+    def hang_up(self) -> None:
+        """Tell it to read its settings again."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
         """Ask it to drain; kill it if that takes longer than `stop_s`."""
@@ -85,13 +99,15 @@ class Child:
             await self.process.wait()
 
 
-def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: OnReady) -> int:
-    """Run until told to stop. `say` gets lines of progress."""
+def main(
+    gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: OnReady, origin: Origin | None = None
+) -> int:
+    """Run until told to stop. `say` gets lines of progress. Without an `origin` the children read no file."""
     keep_memory_off_disk()  # nor of its children
     try:
         folder = gateway.data_dir
         with locked(folder), socket_folder(folder) as run_folder, bind(gateway.host, gateway.port) as sock:
-            return asyncio.run(Service(gateway, node, sock, run_folder, say, on_ready).serve())
+            return asyncio.run(Service(gateway, node, sock, run_folder, say, on_ready, origin).serve())
     except SetupError as error:
         print(f"embedmesh serve: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
         return EXIT_SETUP
@@ -107,6 +123,7 @@ class Service:
     folder: Path
     say: Say
     on_ready: OnReady
+    origin: Origin | None = None
 
     async def serve(self) -> int:
         """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
@@ -118,6 +135,7 @@ class Service:
         stopping = stop_event(None)
         with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
             children = self.build(lifeline_fd, metrics, with_node=model is not None)
+            hear_hangups(lambda: self.pass_on(children), stopping)
             if model is not None:
                 self.say("starting the gateway and a node; loading the model")
             else:
@@ -135,23 +153,34 @@ class Service:
         lifeline = ["--lifeline-fd", str(lifeline_fd)]
         arguments = ["gateway", "--listen-fd", str(listen_fd), *lifeline]
         children = []
+        given = None if self.origin is None else self.origin.given
         if with_node:
             node_arguments = ["node", "--uds", str(node_socket), *lifeline]
             node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
             node_arguments += as_arguments(self.node, without=())
             if gateway.traces:
                 node_arguments += ["--traces", gateway.traces, "--traces-a-second", str(gateway.traces_a_second)]
-            children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {}))
+            no_file = {CONFIG_VARIABLE: os.devnull}  # in ours may stand what a node of its own needs
+            children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, no_file))
             arguments += ["--nodes", f"unix:{node_socket}"]
-        arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
+        arguments += as_arguments(gateway, without=("host", "port", "store", "workers"), only=given)
         # The store's DSN is not on the command line, which everybody on this machine can read.
-        environment = {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {}
+        stored = gateway.store and (given is None or "store" in given)
+        environment = {ENV_PREFIX + "STORE": gateway.store} if stored else {}
+        if self.origin is not None and self.origin.file is not None:
+            environment[CONFIG_VARIABLE] = str(self.origin.file.absolute())
         for number in range(1, gateway.workers + 1):
             several = gateway.workers > 1
             own = ["--metrics-file", str(metrics / f"{number}.json")] if several else []
             name = f"gateway {number}" if several else "gateway"
             children.append(Child(name, arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
         return children
+
+    def pass_on(self, children: list[Child]) -> None:
+        """SIGHUP: gateway and node read again what can change while they run."""
+        self.say("reading the settings again")
+        for child in children:
+            child.hang_up()
 
     async def run(self, children: list[Child], stopping: asyncio.Event, model: Model | None) -> int:
         """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""

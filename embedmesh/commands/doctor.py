@@ -14,7 +14,7 @@ from embedmesh.commands import checks
 from embedmesh.commands.checks import HealthCheck
 from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_url
 from embedmesh.commands.offline import books_of
-from embedmesh.commands.options import WholeNumber, data_dir_option
+from embedmesh.commands.options import SettingOption, WholeNumber, data_dir_option
 from embedmesh.commands.output import CommandResult, prints_result
 from embedmesh.rules.errors import SetupError
 from embedmesh.settings import Credentials, read_bootstrap
@@ -32,7 +32,11 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.option("--host", help="Address that `serve` is to listen on.")
 @click.option("--port", type=WholeNumber(1, 65535), help="Port that `serve` is to listen on.")
 @click.option(
-    "--catalogue", type=click.Path(path_type=Path), envvar="EMBEDMESH_CATALOGUE", help="HealthCheck this one, too."
+    "--catalogue",
+    cls=SettingOption,
+    type=click.Path(path_type=Path),
+    envvar="EMBEDMESH_CATALOGUE",
+    help="HealthCheck this one, too.",
 )
 @prints_result
 def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path | None) -> CommandResult:

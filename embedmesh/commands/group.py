@@ -26,6 +26,7 @@ COMMANDS = {
     "prices": "embedmesh.commands.prices:prices",
     "ledger": "embedmesh.commands.ledger:ledger",
     "store": "embedmesh.commands.store:store",
+    "config": "embedmesh.commands.config:config",
     "gateway": "embedmesh.commands.serve:gateway",
     "node": "embedmesh.commands.serve:node",
 }

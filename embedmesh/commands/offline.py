@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from embedmesh.commands.options import in_file
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.errors import Failure, SetupError
 from embedmesh.settings import ENV_PREFIX, store_path
@@ -15,11 +16,11 @@ from embedmesh.storage.engines import engine_of
 
 
 def store_of(data_dir: Path, store: str | None = None) -> str | Path:
-    """The store that is meant: the one named, the one that EMBEDMESH_STORE names, or the one in the data directory.
+    """The store that is meant: the one named, that of EMBEDMESH_STORE or the settings, or that of the data directory.
 
     Raises SetupError where there is none, or it cannot be reached: commands make no store.
     """
-    place: str | Path = store or os.environ.get(ENV_PREFIX + "STORE") or store_path(data_dir)
+    place: str | Path = store or named_store() or store_path(data_dir)
     engine = engine_of(place)
     if engine.is_new():
         raise SetupError(
@@ -27,6 +28,11 @@ def store_of(data_dir: Path, store: str | None = None) -> str | Path:
             "EMBEDMESH_STORE."
         )
     return place
+
+
+def named_store() -> str:
+    """The store that the environment names, else the file of settings; empty where neither does."""
+    return os.environ.get(ENV_PREFIX + "STORE") or in_file("store") or ""
 
 
 @contextmanager

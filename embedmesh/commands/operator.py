@@ -16,7 +16,7 @@ from embedmesh import __version__
 from embedmesh.client.refusals import read_problem
 from embedmesh.commands.endpoint import find_gateway
 from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, over, to_url
-from embedmesh.commands.options import data_dir_option
+from embedmesh.commands.options import SettingOption, data_dir_option
 from embedmesh.commands.output import CommandResult, WrongUsage, prints_result
 from embedmesh.rules.errors import SetupError
 from embedmesh.settings import ENV_PREFIX
@@ -137,6 +137,7 @@ def operator_command(command: Command) -> Callable[..., None]:
     """Options of a command that takes an `Operator` first, over the network or with --offline; prints its result."""
     store = click.option(
         "--store",
+        cls=SettingOption,
         envvar=ENV_PREFIX + "STORE",
         help="With --offline: a file, or postgresql://. Default: the one in the data folder.",
     )

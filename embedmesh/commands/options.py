@@ -1,19 +1,24 @@
 """Command-line options made from the settings, options that several commands have, and the kinds of their values."""
 
+import os
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from embedmesh.rules.money import format_usd, parse_usd
-from embedmesh.settings import ENV_PREFIX, IN_USD, default_data_dir, meta_of
+from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, IN_USD, default_data_dir, meta_of
+from embedmesh.settings_file import CONFIG_NAME, ROLES, Role, SettingsFile, find_config, read_config
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 HIDDEN = {"listen_fd", "lifeline_fd", "metrics_file"}  # handed on by our own supervisor
+CONFIG_META = "embedmesh.config"  # of click's context: the file that a command has read
+FIXED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)  # what a file cannot change
 
 
 class WholeNumber(click.IntRange):
@@ -72,14 +77,111 @@ MOMENT = Moment()
 
 Option = Callable[[Command], Command]
 
-data_dir_option: Option[Any] = click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=default_data_dir,
-    envvar=ENV_PREFIX + "DATA_DIR",
-    show_default="the user data folder",
-    help="Folder of the store and of bootstrap.json.",
+
+class ConfigOfCommand:
+    """The file of settings of one command: the one that is `given`, or the one in the data directory, if any."""
+
+    def __init__(self, given: str | None, data_dir: Path) -> None:
+        self._given = given
+        self._data_dir = data_dir
+        self._file: SettingsFile | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is, or None where there is none."""
+        return find_config(self._given, self._data_dir)
+
+    def read(self) -> None:
+        """Read it, or read it again. Raises SetupError; then the values stay as they were."""
+        path = self.path
+        self._file = None if path is None else read_config(path, data_dir=None if self._given else self._data_dir)
+
+    @property
+    def warning(self) -> str:
+        """What its owner should mend about the file that was read; empty where there is nothing."""
+        return "" if self._file is None else self._file.warning
+
+    def values(self, role: Role) -> Mapping[str, Any]:
+        """What was read for the settings of a gateway, or of a node."""
+        return {} if self._file is None else self._file.values[role]
+
+
+class SettingOption(click.Option):
+    """An option that may stand in the file of settings, too. The command line and the environment come before it."""
+
+    def __init__(self, *names: Any, role: Role = "gateway", **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.role: Role = role
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
+        """Raises SetupError for a file that cannot be used, also where nothing of it is needed."""
+        value, source = super().consume_value(ctx, opts)
+        if ctx.resilient_parsing:
+            return value, source
+        if CONFIG_META not in ctx.meta:
+            given, data_dir = opts.get("config") or os.environ.get(CONFIG_VARIABLE), opts.get("data_dir")
+            ctx.meta[CONFIG_META] = ConfigOfCommand(given, Path(data_dir) if data_dir else default_data_dir())
+            config_of(ctx).read()
+            if warning := config_of(ctx).warning:
+                click.echo(f"embedmesh: {warning}", err=True)
+        found = config_of(ctx).values(self.role)
+        if source is ParameterSource.DEFAULT and self.name in found:
+            return found[self.name], ParameterSource.DEFAULT_MAP
+        return value, source
+
+
+def config_of(ctx: click.Context) -> ConfigOfCommand:
+    """The file of settings that the command has read."""
+    config: ConfigOfCommand = ctx.meta[CONFIG_META]
+    return config
+
+
+def in_file(name: str) -> Any:
+    """What the file of the command that runs now says of a setting of a gateway; None where it says nothing."""
+    ctx = click.get_current_context(silent=True)
+    return config_of(ctx).values("gateway").get(name) if ctx is not None and CONFIG_META in ctx.meta else None
+
+
+def fixed_values(ctx: click.Context) -> dict[str, Any]:
+    """What the command line and the environment say: no file changes it while the program runs."""
+    return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in FIXED}
+
+
+def settings_again(ctx: click.Context, role: Role) -> Callable[[], Any]:
+    """What makes a program's settings anew, with its file as it is then. That raises SetupError."""
+    kind, config = ROLES[role], config_of(ctx)
+    fixed = {name: value for name, value in fixed_values(ctx).items() if name in kind.__struct_fields__}
+
+    def settings() -> Any:
+        config.read()
+        return kind(**({"data_dir": default_data_dir()} | dict(config.values(role)) | fixed))
+
+    return settings
+
+
+config_option: Option[Any] = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar=CONFIG_VARIABLE,
+    expose_value=False,
+    help=f"File of settings (TOML). Default: {CONFIG_NAME} in the data directory, where there is one.",
 )
+
+
+def data_dir_option(command: Any) -> Any:
+    """Which data directory is meant, and which file of settings."""
+    folder = click.option(
+        "--data-dir",
+        cls=SettingOption,
+        type=click.Path(file_okay=False, path_type=Path),
+        default=default_data_dir,
+        envvar=ENV_PREFIX + "DATA_DIR",
+        show_default="the user data folder",
+        help="Folder of the store and of bootstrap.json.",
+    )
+    return folder(config_option(command))
+
+
 reference_option: Option[Any] = click.option(
     "--reference", required=True, help="Your own id of this payment: the same reference is applied once."
 )
@@ -88,22 +190,24 @@ reference_option: Option[Any] = click.option(
 def catalogue_option(help_: str = "TOML file. Default: the built-in catalogue.") -> Option[Any]:
     """Which catalogue is meant."""
     kind = click.Path(exists=True, dir_okay=False, path_type=Path)
-    return click.option("--catalogue", type=kind, envvar=ENV_PREFIX + "CATALOGUE", help=help_)
+    return click.option("--catalogue", cls=SettingOption, type=kind, envvar=ENV_PREFIX + "CATALOGUE", help=help_)
 
 
 def settings_options(settings: type[msgspec.Struct], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """A decorator that adds an option for each setting of a struct that has a description, but for those `without`."""
+    """A decorator that adds `--config`, and an option for each setting with a description, but for those `without`."""
 
     def add(command: Command) -> Command:
         for option in reversed(_options(settings, without)):
             command = option(command)
-        return command
+        named = {each.name for each in getattr(command, "__click_params__", ())}
+        return command if "config" in named else config_option(command)
 
     return add
 
 
 def _options(settings: type[msgspec.Struct], without: Collection[str]) -> list[Callable[[Command], Command]]:
     hints = get_type_hints(settings, include_extras=True)
+    role = next(role for role, kind in ROLES.items() if kind is settings)
     made = []
     for field in msgspec.structs.fields(settings):
         hint = hints[field.name]
@@ -118,6 +222,8 @@ def _options(settings: type[msgspec.Struct], without: Collection[str]) -> list[C
             click.option(
                 "--" + field.name.replace("_", "-"),
                 field.name,
+                cls=SettingOption,
+                role=role,
                 type=kind,
                 is_flag=kind is click.BOOL,
                 multiple=several,

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from embedmesh.commands import importing
-from embedmesh.commands.options import settings_options
+from embedmesh.commands.options import config_of, fixed_values, settings_again, settings_options
 from embedmesh.rules.models import Model
 from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
 
@@ -24,6 +24,7 @@ Examples:
   embedmesh serve
   embedmesh serve --port 8099 --data-dir ./data
   EMBEDMESH_PORT=8099 embedmesh serve
+  embedmesh serve --config embedmesh.toml      # kill -HUP, or `embedmesh config reload`: what changed in it
   embedmesh serve --json > ready.json     # one line of JSON is written there once it is ready
 """
 
@@ -45,11 +46,13 @@ def serve(as_json: bool, **settings: Any) -> None:
     with importing():
         from embedmesh import supervisor
 
+    ctx = click.get_current_context()
     of_node = {name: settings.pop(name) for name in NODE_OPTIONS}
     gateway = GatewaySettings(**settings)
     node = NodeSettings(data_dir=gateway.data_dir, **of_node)
     output = _ServeOutput(gateway.data_dir, as_json)
-    sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready))
+    origin = supervisor.Origin(frozenset(fixed_values(ctx)), config_of(ctx).path)
+    sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready, origin=origin))
 
 
 @click.command("gateway")
@@ -63,7 +66,8 @@ def gateway(**settings: Any) -> None:
     """
     from embedmesh.gateway import main as program
 
-    sys.exit(program.main(GatewaySettings(**settings)))
+    again = settings_again(click.get_current_context(), "gateway")
+    sys.exit(program.main(again(), again))
 
 
 @click.command("node")
@@ -88,8 +92,10 @@ def node(**settings: Any) -> None:
     from embedmesh.node import main as program
     from embedmesh.provision.assets import assets_dir
 
+    again = settings_again(click.get_current_context(), "node")
     node_settings = NodeSettings(**settings)
-    sys.exit(program.main(node_settings, load_catalogue(node_settings.catalogue, assets=assets_dir())))
+    catalogue = load_catalogue(node_settings.catalogue, assets=assets_dir())
+    sys.exit(program.main(node_settings, catalogue, lambda: load_catalogue(again().catalogue, assets=assets_dir())))
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,18 @@
 """`embedmesh store`: a copy of accounts, keys and ledger, and bringing them to this program's version."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from embedmesh.commands.offline import books_of, store_of
+from embedmesh.commands.offline import books_of, named_store, store_of
 from embedmesh.commands.options import data_dir_option
 from embedmesh.commands.output import CommandResult, WrongUsage, prints_result
 from embedmesh.commands.progress import ProgressBar
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import Failure
-from embedmesh.settings import BOOTSTRAP, ENV_PREFIX, secret_path, store_path
+from embedmesh.settings import BOOTSTRAP, secret_path, store_path
 from embedmesh.storage.copy import copy as copy_store
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import newest
@@ -52,7 +51,7 @@ def init(base_url: str, data_dir: Path) -> CommandResult:
     Example:
       EMBEDMESH_STORE=postgresql://embedmesh@db.internal/embedmesh embedmesh store init
     """
-    place = os.environ.get(ENV_PREFIX + "STORE") or store_path(data_dir)
+    place = named_store() or store_path(data_dir)
     try:
         made = bootstrap(data_dir, base_url, place)
     except Failure as failure:

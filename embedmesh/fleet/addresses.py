@@ -142,6 +142,10 @@ class Policy:
     def __init__(self, allowed: Sequence[str]) -> None:
         self._allowed = [_network(text) for text in allowed]
 
+    def become(self, other: "Policy") -> None:
+        """Allow what the other one allows, for nodes that register from now on."""
+        self._allowed = other._allowed
+
     def permits_plain(self, ip: str) -> bool:
         """Whether the gateway may connect to this IP without TLS: only inside a network of the allow-list."""
         address = _ip(ip)

@@ -37,6 +37,10 @@ class AtOnce:
         self._dice = dice
         self._policy = policy
 
+    def use(self, policy: Policy) -> None:
+        """For requests from now on."""
+        self._policy = policy
+
     def try_now(self, model: Model, counted: Counted, now: float) -> Part | None:
         """See `Fleet`. None, too, if no node would be done within SOON_S."""
         if self._queues:

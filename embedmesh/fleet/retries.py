@@ -83,6 +83,10 @@ class Retries:
         self._hedge = hedge
         self.budget = RetryBudget(clock)
 
+    def use(self, *, hedge: bool) -> None:
+        """For parts that are given out from now on."""
+        self._hedge = hedge
+
     def may_retry(self, request: QueuedRequest, part: Part, remainder: Remainder, failure: NodeFailure) -> bool:
         """Whether another node may get the inputs of a failed part."""
         if not self._another_can(request, part, remainder):

@@ -48,19 +48,21 @@ class Scheduler:
         hedge: bool = False,
     ) -> None:
         """With `hedge`, an idle node also gets a short request that is late."""
-        self.registry = registry
-        self.retries = Retries(registry, clock, hedge=hedge)
-        self._clock = clock
-        self._dice = dice
-        self._policy = policy
+        self.registry, self.retries = registry, Retries(registry, clock, hedge=hedge)
+        self._clock, self._dice, self._policy = clock, dice, policy
         self._queues: dict[str, FairQueue] = {}  # by model; none that is empty
         self._running = Running(registry, clock, self._queues, self.assign)
-        at_once = AtOnce(registry, self._running, self.retries.budget, self._queues, dice, policy)
+        self._at_once = at_once = AtOnce(registry, self._running, self.retries.budget, self._queues, dice, policy)
         self.try_now, self.answered_now = at_once.try_now, self._running.answered_now  # without a call of its own
-        self._numbers = itertools.count()
-        self._assigning = False
+        self._numbers, self._assigning = itertools.count(), False
         self._later = LookAgain(clock, call_later, self.assign)
         registry.on_change.append(self.assign)
+
+    def use(self, policy: Policy, *, hedge: bool) -> None:
+        """For parts that are given out from now on."""
+        self._policy = policy
+        self._at_once.use(policy)
+        self.retries.use(hedge=hedge)
 
     # -- the port Fleet
 

@@ -125,6 +125,15 @@ class VectorCache:
             before = entries.pop(key, None)
             entries[key] = entry = _Entry(row, makers)
             self._count(account_id, _size(entry) - (_size(before) if before is not None else 0))
+        self._evict(account_id)
+
+    def resize(self, bytes_max: int) -> None:
+        """Have room for so much from now on."""
+        self._bytes_max = bytes_max
+        self._evict()
+
+    def _evict(self, account_id: str = "") -> None:
+        """Drop vectors until there is room, most of all of the account that has just had some kept."""
         while self.bytes > self._bytes_max:
             looked_at = {*islice(self._bytes_of, EVICTION_LOOKS), account_id} & self._bytes_of.keys()
             most = max(looked_at, key=self._bytes_of.__getitem__)

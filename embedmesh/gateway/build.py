@@ -44,6 +44,7 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
 from embedmesh.gateway.api.routes import Api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
@@ -75,7 +76,7 @@ from embedmesh.rules.batches import batch_price
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Clock
+from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
 from embedmesh.rules.traces import Tracing
@@ -103,6 +104,16 @@ class FleetParts:
     connected: ConnectedNodes
     roster: Roster
     identity: Identity
+
+
+@dataclass(frozen=True)
+class Adjustable:
+    """What else the settings can change while the gateway runs; see `embedmesh.gateway.reload`."""
+
+    models: Models
+    origins: Origins
+    policy: Policy
+    requests: ReloadRequests
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,8 @@ class Gateway:
     app: GatewayApp
     files: FileStore
     tracing: Tracing | None
+    runner: Runner
+    adjustable: Adjustable
     background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
@@ -141,7 +154,14 @@ def build(
     settings: GatewaySettings, models: Models, store: Store, clock: Clock, certificate: Certificate | None = None
 ) -> Gateway:
     """Make all parts, on the running event loop. Raises SetupError."""
-    origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
+    adjustable = Adjustable(
+        models,
+        parsed(Origins, settings.trusted_proxies, "--trusted-proxies"),
+        parsed(Policy, settings.node_networks, "--node-networks"),
+        ReloadRequests(),
+    )
+    origins, requests = adjustable.origins, adjustable.requests
+    store.changes.on("settings", requests.knock)
     tracing = tracing_of(settings.traces, settings.traces_a_second, "embedmesh-gateway")
     fleet = _fleet(settings, models, store, clock)
     traced = None if tracing is None else RequestTracing(tracing, functools.partial(_node_of, fleet), clock.monotonic)
@@ -155,7 +175,7 @@ def build(
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     leases = Leases(store, clock)
-    jobs = _jobs(settings, store, fleet, world, leases, clock, traced)
+    jobs = _jobs(settings, store, fleet, world, leases, models.known, traced)
     sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
@@ -163,10 +183,10 @@ def build(
         fleet.registry,
         in_flight_max=settings.in_flight_max,
         bodies=BodyBudget(settings.body_bytes_total_max),
-        gauges=lambda: _gauges(store, fleet.scheduler, world, tracing, certificate),
-        more=[*_apis(settings, models, store, fleet, books, origins, clock), *jobs.apis],
+        gauges=lambda: _gauges(store, fleet.scheduler, world, requests, tracing, certificate),
+        more=[*_apis(adjustable, store, fleet, books, clock), *jobs.apis],
         workers=workers,
-        cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
+        cors=cors_of(settings),
         origins=origins,
         confidential=(store.locks, sealing),
         generating=(fleet.clients, leases),
@@ -179,7 +199,17 @@ def build(
     background += [prober.run() for prober in probers]
     if workers is not None:
         background.append(workers.keep(app.metrics.registry))
-    return Gateway(store, fleet, books, world, app, jobs.files, tracing, background)
+    return Gateway(store, fleet, books, world, app, jobs.files, tracing, jobs.runner, adjustable, background)
+
+
+def cors_of(settings: GatewaySettings) -> Cors | None:
+    """The rule for pages of other origins; None where there are none. Raises SetupError."""
+    return parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None
+
+
+def batch_terms(settings: GatewaySettings) -> BatchTerms:
+    """What a batch may be, and what it costs."""
+    return BatchTerms(settings.batch_lines_max, settings.batch_inputs_max, settings.batch_price_percent * 10_000)
 
 
 def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> FleetParts:
@@ -194,7 +224,7 @@ def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock
     )
     clients = NodeClients()
     identity = Identity.from_seed(store.key_secret, IDENTITY)
-    examiner = Examiner(registry, clients, models.catalogue, models.tokenizers, clock, verify)
+    examiner = Examiner(registry, clients, models.known, models.tokenizers, clock, verify)
     canaries = Canaries(examiner, scheduler, random.Random())
     connected = ConnectedNodes(
         examiner,
@@ -255,23 +285,14 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
     )
 
 
-def _apis(
-    settings: GatewaySettings,
-    models: Models,
-    store: Store,
-    fleet: FleetParts,
-    books: BooksThreads,
-    origins: Origins,
-    clock: Clock,
-) -> list[Api]:
+def _apis(adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksThreads, clock: Clock) -> list[Api]:
     """The APIs for nodes, accounts and operators."""
-    roster, registry, catalogue = fleet.roster, fleet.registry, models.catalogue
-    policy = parsed(Policy, settings.node_networks, "--node-networks")
+    roster, registry, catalogue = fleet.roster, fleet.registry, adjustable.models.catalogue
     nonces = Nonces(store.key_secret)
-    registrar = Registrar(fleet.identity, nonces, store.nodes, roster, policy, system_lookup, clock)
+    registrar = Registrar(fleet.identity, nonces, store.nodes, roster, adjustable.policy, system_lookup, clock)
     bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
     return [
-        NodesApi(registrar, roster, registry, store.nodes, clock, origins),
+        NodesApi(registrar, roster, registry, store.nodes, clock, adjustable.origins),
         AccountApi(books.accounts, account_bodies, clock, catalogue),
         FleetApi(roster, registry, bodies, clock, catalogue),
         InvitesApi(store.nodes, bodies, clock, fleet.identity.public_key),
@@ -279,6 +300,7 @@ def _apis(
         KeysApi(books.operators, bodies, clock, catalogue),
         PricesApi(books.operators, bodies, catalogue),
         LedgerApi(books.operators, books.checks, bodies),
+        ReloadApi(books.operators, adjustable.requests, bodies),
     ]
 
 
@@ -288,22 +310,22 @@ def _jobs(
     fleet: FleetParts,
     world: World,
     leases: Leases,
-    clock: Clock,
+    known: Catalogue,
     traced: RequestTracing | None,
 ) -> JobParts:
     """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
-    ratio_ppm = settings.batch_price_percent * 10_000
-    terms = BatchTerms(settings.batch_lines_max, settings.batch_inputs_max, ratio_ppm)
+    clock = world.clock
     endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
     bounds = FileBounds(of_account=settings.files_bytes_max)
     files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
+    lines = world_of_lines(world, leftover)
     of_batch = as_it_is if traced is None else functools.partial(_traced_lines, traced)
-    runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms, of_batch)
+    runner = Runner(store.batches, files, lines, endpoints, leftover, batch_terms(settings), known, of_batch)
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
     def price_min(account_id: str) -> int:
-        return batch_price(EMBEDDINGS.price_min(world, account_id, None), ratio_ppm)
+        return batch_price(EMBEDDINGS.price_min(world, account_id, None), runner.terms.ratio_ppm)
 
     apis: list[Api] = [
         FilesApi(files, store.files, price_min, bodies),
@@ -323,7 +345,12 @@ def _traced_lines(traced: RequestTracing, operation: Operation, batch_id: str) -
 
 
 def _gauges(
-    store: Store, scheduler: Scheduler, world: World, tracing: Tracing | None, certificate: Certificate | None
+    store: Store,
+    scheduler: Scheduler,
+    world: World,
+    requests: ReloadRequests,
+    tracing: Tracing | None,
+    certificate: Certificate | None,
 ) -> dict[str, float]:
     """What /metrics shows of the store, the nodes, the cache, the replies, traces and the port's certificate."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
@@ -336,4 +363,4 @@ def _gauges(
     values |= {"cache_bytes": world.cache.bytes, "cache_hits": world.cache.hits, "cache_misses": world.cache.misses}
     sent, dropped, over = (0, 0, 0) if tracing is None else (tracing.sink.sent, tracing.sink.dropped, tracing.over_rate)
     values |= {"traces_sent": sent, "traces_dropped": dropped, "traces_over_rate": over}
-    return values | {"reply_bytes": world.replies.taken}
+    return values | {"reply_bytes": world.replies.taken} | requests.counts()

@@ -6,6 +6,7 @@ import functools
 import logging
 import socket
 import sys
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import uvloop
@@ -14,6 +15,7 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.build import Gateway, build
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
+from embedmesh.gateway.reload import ReadSettings, Reloader
 from embedmesh.http.tls import Certificate
 from embedmesh.process import (
     EXIT_AGAIN,
@@ -21,6 +23,8 @@ from embedmesh.process import (
     EXIT_SETUP,
     beyond_loopback,
     give_memory_back,
+    hear_hangups,
+    hold_hangups,
     keep_memory_off_disk,
     log_to_stderr,
     quieten_gc,
@@ -63,20 +67,21 @@ class Ending:
         self.stop_event.set()
 
 
-def main(settings: GatewaySettings) -> int:
-    """Run a gateway until it is told to stop. Returns the exit code."""
+def main(settings: GatewaySettings, read: ReadSettings | None = None) -> int:
+    """Run a gateway until it is told to stop. Returns the exit code. `read` reads the settings again: see `reload`."""
+    hold_hangups()
     log_to_stderr()
     keep_memory_off_disk()
     raise_file_limit()
     give_memory_back()
     try:
-        return uvloop.run(_live(settings))
+        return uvloop.run(_live(settings, read or (lambda: settings)))
     except SetupError as error:
         print(f"embedmesh gateway: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
         return EXIT_AGAIN if isinstance(error, StoreAway) else EXIT_SETUP
 
 
-async def _live(settings: GatewaySettings) -> int:
+async def _live(settings: GatewaySettings, read: ReadSettings) -> int:
     clock = SystemClock()
     ending = Ending(settings)
     listener = listening_socket(settings)
@@ -87,7 +92,10 @@ async def _live(settings: GatewaySettings) -> int:
     if store is None:
         return EXIT_OK
     gateway = build(settings, models, store, clock, certificate)
-    tasks = await run(gateway, listener, new_keys, ending, local_nodes=bool(settings.nodes), certificate=certificate)
+    reloader = Reloader(gateway, settings, read, certificate, new_keys.open_to_others)
+    hear_hangups(gateway.adjustable.requests.knock, ending.stop_event)
+    watches: list[Awaitable[None]] = [reloader.run(), *([certificate.watch()] if certificate is not None else [])]
+    tasks = await run(gateway, listener, new_keys, ending, watches, local_nodes=bool(settings.nodes), tls=certificate)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
     return ending.exit_code
 
@@ -119,15 +127,14 @@ async def run(
     listener: socket.socket,
     new_keys: NewKeys,
     ending: Ending,
+    watches: Sequence[Awaitable[None]] = (),
     *,
     local_nodes: bool,
-    certificate: Certificate | None = None,
+    tls: Certificate | None = None,
 ) -> list[asyncio.Future[Any]]:
     """Serve until told to stop, or until a background task ends. Returns all background tasks. Raises StoreAway."""
     stopped = asyncio.create_task(ending.stop_event.wait())
-    background = [asyncio.ensure_future(each) for each in gateway.background]
-    if certificate is not None:
-        background.append(asyncio.ensure_future(certificate.watch()))
+    background = [asyncio.ensure_future(each) for each in (*gateway.background, *watches)]
     try:
         await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
         await gateway.fleet.roster.reload()
@@ -136,7 +143,7 @@ async def run(
         raise StoreAway(error.message) from None
     if local_nodes:
         await until_ready(gateway.fleet.registry)
-    await gateway.app.server.start(listener, certificate.context if certificate is not None else None)
+    await gateway.app.server.start(listener, tls)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
     await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)

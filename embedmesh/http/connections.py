@@ -25,6 +25,10 @@ class Origins:
         """Raises ValueError for a malformed network."""
         self._trusted = [ip_network(each) for each in trusted]
 
+    def become(self, other: "Origins") -> None:
+        """Trust what the other one trusts. Connections that are open keep the origin that they have."""
+        self._trusted = other._trusted
+
     def of_peer(self, peer: object) -> str | None:
         """The origin of a socket's peer; None for a trusted proxy or a Unix socket, which many may be behind."""
         address = _address(peer[0]) if isinstance(peer, tuple) else None

@@ -90,9 +90,9 @@ def _read_line(line: bytes) -> tuple[str, str]:
     return parsed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FastPath:
-    """What the exchanges of all connections share. Requests that begin with `line` go to `handle`.
+    """What the exchanges of all connections share; `cors` may change. Requests that begin with `line` go to `handle`.
 
     `handle` delivers a reply, or raises; so do those of `others`, by their lines. A caller has `write_s` seconds to
     read a reply.

@@ -9,17 +9,16 @@ from embedmesh.rules.limits import AWAITED_BODIES_MAX, REQUEST_BODY_S
 from embedmesh.rules.shares import Room
 
 JSON_TYPE = "application/json"
+BODIES_FULL = (
+    "This server holds {:,} bytes of request bodies at one time; each caller has a share of that. Try again shortly."
+)
 
 
 class BodyBudget(Room):
     """Bytes of bodies that may be in memory at one time, over all requests, with a share for each account."""
 
     def __init__(self, total_bytes: int) -> None:
-        super().__init__(
-            total_bytes,
-            f"This server holds {total_bytes:,} bytes of request bodies at one time; each caller has a share of that. "
-            "Try again shortly.",
-        )
+        super().__init__(total_bytes, BODIES_FULL.format(total_bytes))
         self.awaited = Room(
             AWAITED_BODIES_MAX,
             f"This server waits for {AWAITED_BODIES_MAX:,} unfinished request bodies at one time; each caller has a "

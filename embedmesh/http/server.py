@@ -16,7 +16,7 @@ from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, request_id_of
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes, RouteTable
-from embedmesh.http.tls import TlsListener
+from embedmesh.http.tls import Certificate, TlsListener
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import JOB_HEADER
@@ -70,13 +70,17 @@ class HttpServer:
         self._fast_path = fast_path
         self._listeners: list[asyncio.Server | TlsListener] = []
 
-    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several."""
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | Certificate | None = None) -> None:
+        """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several.
+
+        A certificate's context may change.
+        """
         accept = functools.partial(self._connection, fast_path=self._fast_path)
         if tls is not None:
             sock.listen(LISTEN_BACKLOG)
+            context = (lambda: tls.context) if isinstance(tls, Certificate) else (lambda: tls)
             shared = (self._origins, self._connections)
-            self._listeners.append(TlsListener(sock, tls, accept, self._head_s, *shared))
+            self._listeners.append(TlsListener(sock, context, accept, self._head_s, *shared))
             return
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
@@ -90,6 +94,10 @@ class HttpServer:
         if data:
             connection.data_received(data)
         return connection.lost
+
+    def use_cors(self, cors: Cors | None) -> None:
+        """For replies from now on."""
+        self._cors = cors
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more connections, let running requests end for at most `timeout_s` seconds, close the rest."""

@@ -33,13 +33,13 @@ class TlsListener:
     def __init__(
         self,
         sock: socket.socket,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         connection: Callable[[], asyncio.Protocol],
         within_s: float,
         origins: Origins,
         connections: Connections,
     ) -> None:
-        """`connection` makes what speaks behind TLS, after a handshake of at most `within_s` seconds."""
+        """`context` is asked for each connection; `connection` makes what speaks behind TLS, in at most `within_s`."""
         self._sock = sock
         self._context = context
         self._connection = connection
@@ -78,7 +78,7 @@ class TlsListener:
     async def _shake(self, sock: socket.socket, handshake: "_Handshake") -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._connection, sock, ssl=self._context, ssl_handshake_timeout=self._within_s
+                self._connection, sock, ssl=self._context(), ssl_handshake_timeout=self._within_s
             )
         except (OSError, asyncio.CancelledError):  # an SSLError is one: of a caller that speaks no TLS, or has gone
             sock.close()
@@ -115,7 +115,7 @@ class Certificate:
 
     def __init__(self, certificate: Path, key: Path, client_authorities: Path | None = None) -> None:
         """Raises SetupError, which names the file."""
-        self._files = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
+        self._files = (certificate, key, *([client_authorities] if client_authorities is not None else []))
         self._seen = self._stamps()
         self.expires_s = 0.0  # in seconds since 1970: of what `context` holds
         self.context = self._made()
@@ -126,6 +126,17 @@ class Certificate:
             await asyncio.sleep(CERTIFICATE_LOOK_S)
             self.look()
 
+    def prepare(self, certificate: Path, key: Path) -> Callable[[], None]:
+        """What takes the certificate from these files from then on. Raises SetupError where they cannot be used."""
+        made = Certificate(certificate, key, *self._files[2:])
+
+        def apply() -> None:
+            if made._seen != self._seen:
+                log.info("the certificate was read again from %s", certificate)
+            self._files, self._seen, self.context = made._files, made._seen, made.context
+
+        return apply
+
     def look(self) -> None:
         """Use what the files hold now, for connections from here on."""
         stamps = self._stamps()
@@ -133,8 +144,7 @@ class Certificate:
             return
         self._seen = stamps
         try:
-            self._made()  # in a context of its own first: half a pair must not replace a whole one
-            self._load(self.context)
+            self.context = self._made()  # one of its own: half a pair must not replace a whole one
         except SetupError as error:
             log.error("the certificate stays as it was: %s", error)
         else:

@@ -15,7 +15,7 @@ from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Prices, RateLimit
+from embedmesh.rules.ports import Caller, Catalogue, Prices, RateLimit
 
 Endpoints = Mapping[str, Operation]
 """By path."""
@@ -48,9 +48,9 @@ def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) ->
     return {name: batch_price(price, ratio_ppm) for name, price in found.items()}
 
 
-def at_prices(world: World, prices: Mapping[str, int]) -> World:
-    """The world in which one batch's lines are worked off."""
-    return msgspec.structs.replace(world, prices=FixedPrices(prices))
+def at_prices(world: World, prices: Mapping[str, int], known: Catalogue | None = None) -> World:
+    """The world in which one batch's lines are worked off, with the models that are `known` to it."""
+    return msgspec.structs.replace(world, prices=FixedPrices(prices), catalogue=known or world.catalogue)
 
 
 class Unlimited:

@@ -67,6 +67,10 @@ class FileStore:
         self.free_bytes: int | None = None  # what files may take yet, at the last look
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
+    def bound(self, of_account: int) -> None:
+        """How many bytes one account may keep from now on. What it has stays."""
+        self._bounds = msgspec.structs.replace(self._bounds, of_account=of_account)
+
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
         await self.in_thread(self.folder.make)

@@ -22,6 +22,7 @@ from embedmesh.jobs.validate import BatchTerms
 from embedmesh.jobs.work import BatchCounts, BatchTools, BatchWork, OfBatch, as_it_is
 from embedmesh.rules.batches import Batch, BatchLease, BatchState, LeaseLost
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.ports import Catalogue
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.batches import BATCH_LEASE_S, BATCH_RENEW_S, Batches
 
@@ -45,18 +46,20 @@ class Runner:
         endpoints: Endpoints,
         leftover: Leftover,
         terms: BatchTerms | None = None,
+        known: Catalogue | None = None,
         of_batch: OfBatch = as_it_is,
     ) -> None:
         """`world` is the one for lines of batches: its fleet is patient, and nothing in it limits a key.
 
-        `of_batch` makes the operation for one batch of that of its endpoint.
+        `known` has the models of batches that have begun, also those that have left the catalogue since. `of_batch`
+        makes the operation for one batch of that of its endpoint.
         """
         self._batches = batches
         self._clock = world.clock
         validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
-        self.counts, terms = BatchCounts(), terms or BatchTerms()
-        shares = (validations, units)
-        self._tools = BatchTools(batches, files, world, endpoints, leftover, terms, *shares, self.counts, of_batch)
+        self.counts, terms, known = BatchCounts(), terms or BatchTerms(), known or world.catalogue
+        parts = (batches, files, world, endpoints, leftover, terms, known)
+        self._tools = BatchTools(*parts, validations, units, self.counts, of_batch)
         self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
         self._work: dict[str, asyncio.Task[None]] = {}  # by batch
         self._news: dict[str, asyncio.Event] = {}  # by batch: its state may have changed
@@ -68,6 +71,15 @@ class Runner:
             self._more.set()
         elif batch_id in self._news:
             self._news[batch_id].set()
+
+    @property
+    def terms(self) -> BatchTerms:
+        """Of batches that begin now."""
+        return self._tools.terms
+
+    def use_terms(self, terms: BatchTerms) -> None:
+        """For batches that begin from now on."""
+        self._tools = self._tools._replace(terms=terms)
 
     @property
     def under_way(self) -> int:

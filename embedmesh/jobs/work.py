@@ -24,7 +24,7 @@ from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Meter
 from embedmesh.rules.metrics import MetricReadings
-from embedmesh.rules.ports import Caller
+from embedmesh.rules.ports import Caller, Catalogue
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.batch_steps import UnitResults
 from embedmesh.storage.batches import Batches
@@ -82,7 +82,7 @@ def as_it_is(operation: Operation, batch_id: str) -> Operation:
 
 
 class BatchTools(NamedTuple):
-    """What the work on any batch of one gateway needs. `world` is the one for lines.
+    """What the work on any batch of one gateway needs. `world` is the one for lines, `known` the models of batches.
 
     `validations` and `units` are how many there may be at one time; each account has a share.
     """
@@ -93,6 +93,7 @@ class BatchTools(NamedTuple):
     endpoints: Endpoints
     leftover: Leftover
     terms: BatchTerms
+    known: Catalogue
     validations: Shares
     units: Shares
     counts: BatchCounts
@@ -269,7 +270,7 @@ class BatchWork:
 
     @property
     def _served(self) -> bool:
-        model = self._world.catalogue.find(self._batch.model or "")
+        model = self._tools.known.find(self._batch.model or "")
         return model is not None and self._tools.leftover.scheduler.serves(model)
 
     async def _until_served(self) -> None:
@@ -296,7 +297,7 @@ class BatchWork:
             late.cancel()
 
     def _unit_work(self, stopping: Stopping) -> UnitWork:
-        world = at_prices(self._world, self._batch.prices)
+        world = at_prices(self._world, self._batch.prices, self._tools.known)
         return UnitWork(world, self._operation, self._batch, self._caller, self._tools.leftover, stopping)
 
     def _lines_of(self, unit: BatchUnit) -> AsyncGenerator[bytes, None]:

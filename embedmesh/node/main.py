@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from embedmesh.catalogue import Catalogue
+from embedmesh.catalogue import Catalogue, refuse_new_meanings
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.served import Served
@@ -28,6 +30,8 @@ from embedmesh.process import (
     EXIT_OK,
     EXIT_SETUP,
     bind,
+    hear_hangups,
+    hold_hangups,
     host_and_port,
     keep_memory_off_disk,
     log_to_stderr,
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
     from embedmesh.node.opener import Opener
     from embedmesh.node.sidecar_models import SidecarModels
     from embedmesh.rules.ports import Clock
+
+log = logging.getLogger("embedmesh.node")
+
+ReadCatalogue = Callable[[], Catalogue]
 
 NODE_DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
 MONITOR_PATHS = ("/health", "/readyz", "/metrics")
@@ -67,32 +75,51 @@ class NodeProcess:
     tracing: Tracing | None = None
 
 
-def main(settings: NodeSettings, catalogue: Catalogue) -> int:
-    """Serve until SIGTERM, SIGINT or the end of the lifeline.
+def main(settings: NodeSettings, catalogue: Catalogue, read: ReadCatalogue | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or the end of the lifeline. `read` reads the catalogue again, at SIGHUP.
 
     Returns the exit code: 0, or 78 after one line on standard error that says what to fix.
     """
+    hold_hangups()
     log_to_stderr()
     keep_memory_off_disk()
     raise_file_limit()
     try:
-        uvloop.run(serve(settings, catalogue))
+        uvloop.run(serve(settings, catalogue, read))
     except SetupError as error:
         sys.stderr.write(f"embedmesh node: {error}\n")
         return EXIT_SETUP
     return EXIT_OK
 
 
-async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
+async def serve(settings: NodeSettings, catalogue: Catalogue, read: ReadCatalogue | None = None) -> None:
     """The node's life. It listens at once, and is ready once its engines are. Raises SetupError."""
     node = (build_sidecar if settings.upstream else build)(settings, catalogue)
     stopping = stop_event(settings.lifeline_fd)
+    known = Catalogue(catalogue.models)
+    hear_hangups(lambda: read_again(catalogue, known, read or (lambda: catalogue)), stopping)
     with contextlib.ExitStack() as cleanup:
         await listen(node, cleanup)
         try:
             await run(node, stopping)
         finally:
             await stop(node)
+
+
+def read_again(catalogue: Catalogue, known: Catalogue, read: ReadCatalogue) -> None:
+    """Have what its file holds now, for models that are loaded from now on; those that are loaded stay.
+
+    No name that was `known` since the start comes to mean another model: then nothing is changed.
+    """
+    try:
+        new = read()
+        refuse_new_meanings(known, new, "the catalogue")
+    except SetupError as error:
+        log.error("the catalogue stays as it was: %s", error)
+        return
+    known.add(new)
+    catalogue.become(new)
+    log.info("the catalogue was read again: %d models", len(new.written))
 
 
 def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:

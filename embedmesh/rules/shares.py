@@ -39,6 +39,11 @@ class Shares:
         self._accounts[account_id], self._free = mine, free
         return True
 
+    def resize(self, total: int) -> None:
+        """Have another number. What is taken stays; where that is more, nothing is taken until enough came back."""
+        self._free += total - self.total
+        self.total, self.alone = total, total * ACCOUNT_SHARE // (ACCOUNT_SHARE + 1)
+
     def full(self) -> list[str]:
         """The accounts that may not take one more now."""
         return [each for each, mine in self._accounts.items() if mine + 1 > ACCOUNT_SHARE * self._free]
@@ -61,6 +66,11 @@ class Room:
     def __init__(self, total: int, full: str) -> None:
         """`full` is the message of the failure."""
         self.shares = Shares(total)
+        self._full = full
+
+    def resize(self, total: int, full: str) -> None:
+        """Have another number; see `Shares.resize`. `full` is the message of the failure from now on."""
+        self.shares.resize(total)
         self._full = full
 
     @property

@@ -47,6 +47,7 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
@@ -179,6 +180,7 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             PricesApi(self.books_thread, bodies, CATALOGUE),
             LedgerApi(self.books_thread, self.checks_thread, bodies),
+            ReloadApi(self.books_thread, ReloadRequests(), bodies),
         )
         self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later

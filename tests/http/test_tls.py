@@ -5,6 +5,8 @@ import datetime
 import logging
 import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -75,7 +77,7 @@ async def serving_tls(certificate: Certificate, connections_max: int = 100) -> A
     server = HttpServer({"/hello": {"GET": hello}}, head_s=20.0, connections=connections)
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
-    await server.start(sock, certificate.context)
+    await server.start(sock, certificate)
     try:
         yield sock.getsockname()[1]
     finally:
@@ -109,6 +111,49 @@ async def test_versions_of_today_are_spoken(pair: Pair, version: ssl.TLSVersion)
     async with serving_tls(Certificate(pair.certificate, pair.key)) as port, connected(port, context) as (tls, _):
         assert tls.version() == version.name.replace("v1_", "v1.")
         assert tls.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_files_that_are_written_while_they_are_read_keep_nobody_out(pair: Pair) -> None:
+    """Half a pair changes nothing, at whatever moment it is met: each connection gets a whole one."""
+    certificate, written = Certificate(pair.certificate, pair.key), threading.Event()
+
+    def write() -> None:
+        while not written.is_set():
+            pair.write("another")
+            time.sleep(0.001)
+
+    writer = threading.Thread(target=write)
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    async with serving_tls(certificate) as port:
+        writer.start()
+        try:
+            for _ in range(60):
+                certificate.look()
+                async with connected(port, anybody):
+                    pass
+        finally:
+            written.set()
+            writer.join()
+
+
+async def test_other_files_are_used_from_a_reload_on_or_nothing_changes(pair: Pair, tmp_path: Path) -> None:
+    certificate = Certificate(pair.certificate, pair.key)
+    (tmp_path / "new").mkdir()
+    other = Pair(tmp_path / "new").write("second")
+    with pytest.raises(SetupError, match="are no certificate"):
+        certificate.prepare(other.certificate, pair.key)
+    async with serving_tls(certificate) as port:
+        apply = certificate.prepare(other.certificate, other.key)
+        async with connected(port, pair.trusted()) as (tls, _):
+            assert name_of(tls) == "first"
+        apply()
+        async with connected(port, other.trusted()) as (tls, _):
+            assert name_of(tls) == "second"
+        other.write("third")
+        certificate.look()
+        async with connected(port, other.trusted()) as (tls, _):
+            assert name_of(tls) == "third"
 
 
 async def test_older_ones_and_plain_http_are_not(pair: Pair) -> None:

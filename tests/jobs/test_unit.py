@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.leftover import Leftover
 from embedmesh.jobs import unit as unit_module
 from embedmesh.jobs.endpoints import at_prices, sum_of_used, world_of_lines
@@ -14,7 +15,7 @@ from embedmesh.jobs.unit import LineResult, Stopping, UnitWork, undone_lines
 from embedmesh.rules.batches import Batch, BatchState, BatchUnit, UsedTokens, line_request_id
 from embedmesh.rules.errors import Failure, NodeBroke, WrongAnswer
 from embedmesh.rules.money import cost_nanousd
-from tests.flow.world import EMBEDDINGS, MODEL, ScriptedNodes, ScriptedWorld, call_later, make_world
+from tests.flow.world import CATALOGUE, EMBEDDINGS, MODEL, ScriptedNodes, ScriptedWorld, call_later, make_world
 from tests.jobs.test_validate import CALLER, ENDPOINT, PRICE, line, pieces_of
 
 BATCH = Batch(
@@ -93,6 +94,16 @@ async def test_lines_are_answered_and_charged_at_the_batchs_price() -> None:
         assert result.charge.cost_nanousd == cost_nanousd(tokens, PRICE)
         assert (result.charge.key_id, result.charge.model, result.charge.node_id) == ("key_1", MODEL.id, "n0")
     assert sum_of_used(each.used for each in found) == UsedTokens(5 + 7 + 5)
+
+
+async def test_a_batch_goes_on_whose_model_has_left_the_catalogue() -> None:
+    bench = Bench()
+    left = msgspec.structs.replace(world_of_lines(bench.world, bench.leftover), catalogue=Catalogue(()))
+    for known, answered in ((None, False), (CATALOGUE, True)):
+        world = at_prices(left, BATCH.prices, known)
+        bench.work = UnitWork(world, EMBEDDINGS, BATCH, CALLER, bench.leftover, bench.stopping)
+        (found,) = await bench.results(line(1))
+        assert (found.charge is not None) is answered
 
 
 async def test_a_request_that_the_endpoint_refuses_is_told_in_the_error_file_and_is_free() -> None:

@@ -310,3 +310,15 @@ async def test_gateways_that_open_settle_recall_and_end_tabs_at_the_same_time_ad
     assert ended == sum(store.stats.tabs_opened for store in stores) == 12 * 4 * GATEWAYS
     assert [(store.stats.failed_batches, store.stats.broken_writes) for store in stores] == [(0, 0)] * GATEWAYS
     shop.assert_right()
+
+
+async def test_gateways_hear_that_settings_are_to_be_read_also_the_first_time(shop: Shop, store: Store) -> None:
+    """Nobody has told of that kind before, so there is no row of it."""
+    heard: list[str] = []
+    store.changes.on("settings", lambda: heard.append("settings"))
+    await store.changes.look()
+    for told in (1, 2):
+        shop.books.tell_settings()
+        await store.changes.look()
+        await store.changes.look()
+        assert len(heard) == told

@@ -25,7 +25,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.paths import OTHER_PATHS
-from embedmesh.http.receive import BodyBudget
+from embedmesh.http.receive import BODIES_FULL, BodyBudget
 from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.straight import StraightPath
@@ -70,7 +70,8 @@ class GatewayApp:
         self._world, self._registry = world, registry
         self._admin_certificate = admin_certificate
         origins = origins or Origins()
-        room = Room(in_flight_max, FULL.format(in_flight_max))
+        self._room, self._bodies = Room(in_flight_max, FULL.format(in_flight_max)), bodies
+        room = self._room
         self.metrics = Metrics(lambda: self._readings() | {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = embeddings_api(world, self.metrics, room, bodies, write_s, traced)
@@ -86,25 +87,33 @@ class GatewayApp:
             *([] if sidecars is None else [ConfidentialGenerationApi(embeddings, *sidecars)]),
             *more,
         )
+        self._fast_path = FastPath(
+            EMBEDDINGS_LINE,
+            embeddings.answer,
+            bodies,
+            write_s=write_s,
+            cors=cors,
+            others={line: handle for api in sealed for line, handle in api.fast().items()},
+        )
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
             on_unrouted=lambda code: self.metrics.route(NO_ROUTE).ended(code, "", 0.0),
-            fast_path=StraightPath(
-                FastPath(
-                    EMBEDDINGS_LINE,
-                    embeddings.answer,
-                    bodies,
-                    write_s=write_s,
-                    cors=cors,
-                    others={line: handle for api in sealed for line, handle in api.fast().items()},
-                ),
-                embeddings.straight,
-            ),
+            fast_path=StraightPath(self._fast_path, embeddings.straight),
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=origins,
         )
+
+    def resize(self, in_flight_max: int, body_bytes_total_max: int) -> None:
+        """How much is handled at one time from now on. What is under way goes on."""
+        self._room.resize(in_flight_max, FULL.format(in_flight_max))
+        self._bodies.resize(body_bytes_total_max, BODIES_FULL.format(body_bytes_total_max))
+
+    def use_cors(self, cors: Cors | None) -> None:
+        """For replies from now on."""
+        self._fast_path.cors = cors
+        self.server.use_cors(cors)
 
     def routes(self) -> Routes:
         """All paths and methods. Anything else is refused."""

@@ -82,6 +82,8 @@ GATEWAY_COUNTERS: dict[str, MetricWords] = {
     "traces_over_rate": "Requests that were not traced, as too many were within a second.",
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
+    "settings_reloads": "Times the settings were read again and applied.",
+    "settings_reloads_refused": "Times they were read again and nothing was changed: something was wrong.",
 }
 GATEWAY_GAUGES: dict[str, MetricWords] = {
     "batches_under_way": "Batches that this gateway works on.",
@@ -95,6 +97,7 @@ GATEWAY_GAUGES: dict[str, MetricWords] = {
     "tokens_outstanding": "Tokens sent to nodes and not answered yet.",
     "tokens_waiting": "Tokens of requests that wait for a node.",
     "cache_bytes": "Bytes of vectors in the caches of all accounts.",
+    "settings_need_restart": "Settings that have changed in the file and stay as they were until a restart.",
 }
 
 

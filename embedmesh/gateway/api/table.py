@@ -18,6 +18,7 @@ from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
 from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.reload_api import ReloadApi
 from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
@@ -39,4 +40,5 @@ APIS: tuple[type[Api], ...] = (
     KeysApi,
     PricesApi,
     LedgerApi,
+    ReloadApi,
 )

@@ -26,6 +26,7 @@ from embedmesh.storage.ledger.chain import had_head
 from embedmesh.storage.ledger.check import CheckReport, check
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.secrets.secret import SecretOf, check_secret
+from embedmesh.storage.sql import FACTS_SQL
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
 
@@ -70,6 +71,11 @@ class Books:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def tell_settings(self) -> None:
+        """Have all gateways of the store read their settings again. Raises StoreUnavailable."""
+        with self._session.transaction():
+            self._session.run(FACTS_SQL["tell_change"], {"kind": "settings"})
 
     def check(self) -> CheckReport:
         """Check every promise of the ledger. Raises StoreUnavailable if the store cannot be read."""

@@ -1,4 +1,4 @@
-"""What gateways of one store tell each other: that keys, nodes or prices have changed, that tabs or slots are wanted.
+"""What gateways of one store tell each other: what has changed (keys, nodes, prices), and what one wants of all.
 
 Triggers raise a version in the store for each kind of record. A gateway reads the versions every CHANGES_POLL_S; on
 PostgreSQL, NOTIFY also wakes it as soon as a change is committed.
@@ -14,7 +14,7 @@ from embedmesh.storage.sql import FACTS_SQL
 
 CHANGES_POLL_S = 0.25  # a revoked key is useless within a second
 
-RecordKind = Literal["keys", "nodes", "prices", "slots", "tabs"]
+RecordKind = Literal["keys", "nodes", "prices", "settings", "slots", "tabs"]
 
 
 class Bell(Protocol):
@@ -41,8 +41,9 @@ class Changes:
 
     async def look(self) -> None:
         """Look once. Raises StoreUnavailable."""
+        first = not self._versions
         for kind, version in await self._reads.ask(FACTS_SQL["all_changes"], {}):
-            before = self._versions.get(kind, version)
+            before = self._versions.get(kind, version if first else 0)  # one that nobody had told of yet
             self._versions[kind] = version
             if version != before:
                 for call in self._listeners.get(kind, ()):

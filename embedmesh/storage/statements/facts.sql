@@ -22,3 +22,7 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 -- name: all_changes
 -- How often each kind of record has changed.
 SELECT kind, version FROM changes;
+
+-- name: tell_change
+-- Raise the version of a kind of record that has no trigger of its own.
+INSERT INTO changes (kind, version) VALUES (:kind, 1) ON CONFLICT (kind) DO UPDATE SET version = changes.version + 1;

@@ -63,6 +63,10 @@ securityContext:
 - name: EMBEDMESH_CATALOGUE
   value: /etc/embedmesh/catalogue.toml
 {{- end }}
+{{- if .root.Values.config }}
+- name: EMBEDMESH_CONFIG
+  value: /etc/embedmesh/embedmesh.toml
+{{- end }}
 {{- range $name, $value := .values.settings }}
 - name: EMBEDMESH_{{ upper $name }}
   value: {{ if kindIs "slice" $value }}{{ join " " $value | quote }}{{ else }}{{ $value | toString | quote }}{{ end }}
@@ -70,7 +74,7 @@ securityContext:
 {{- end }}
 
 {{- define "embedmesh.mounts" -}}
-{{- if .Values.catalogue }}
+{{- if or .Values.catalogue .Values.config }}
 - { name: catalogue, mountPath: /etc/embedmesh, readOnly: true }
 {{- end }}
 {{- if .Values.modelsClaim }}
@@ -79,7 +83,7 @@ securityContext:
 {{- end }}
 
 {{- define "embedmesh.volumes" -}}
-{{- if .Values.catalogue }}
+{{- if or .Values.catalogue .Values.config }}
 - name: catalogue
   configMap: { name: {{ include "embedmesh.name" . }}-catalogue }
 {{- end }}
