@@ -36,7 +36,7 @@ from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
-from embedmesh.system import raise_file_limit
+from embedmesh.system import raise_file_limit, this_user
 
 log = logging.getLogger("embedmesh.gateway")
 
@@ -129,7 +129,7 @@ async def run(
     if certificate is not None:
         background.append(asyncio.ensure_future(certificate.watch()))
     try:
-        await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
+        await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys), by=this_user())
         await gateway.fleet.roster.reload()
         await gateway.files.open()
     except StoreUnavailable as error:

@@ -17,7 +17,7 @@ from embedmesh.gateway.api.models_api import ModelsApi
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
-from embedmesh.gateway.api.routes import Api, router
+from embedmesh.gateway.api.routes import Api, OperatorAccess, router
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -57,7 +57,7 @@ class GatewayApp:
         confidential: tuple[Locks, SealedNodes] | None = None,
         generating: tuple[GeneratingClient, Leases] | None = None,
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
-        admin_certificate: bool = False,
+        operators: OperatorAccess | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -65,8 +65,8 @@ class GatewayApp:
         """
         self._world = world
         self._registry = registry
-        self._admin_certificate = admin_certificate
-        origins = origins or Origins()
+        self._operators = operators or OperatorAccess()
+        self._origins = origins = origins or Origins()
         room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
@@ -105,4 +105,5 @@ class GatewayApp:
     def routes(self) -> Routes:
         """All paths and methods. Anything else is refused."""
         keys, limits = self._world.keys, self._world.rate_limits
-        return router(self._apis, keys, limits, admin_certificate=self._admin_certificate)
+        operators = self._operators._replace(refused=self.metrics.admin_refused.inc)
+        return router(self._apis, keys, limits, operators=operators, origin_of=self._origins.address_of)

@@ -66,6 +66,11 @@ class Metrics:
         self.internal_errors = prometheus_client.Counter(
             "embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry
         )
+        self.admin_refused = prometheus_client.Counter(
+            "embedmesh_admin_refused",
+            "Requests of the admin API refused for their key, its scopes, or their certificate.",
+            registry=self.registry,
+        )
         self.registry.register(Collected(lambda: _families(readings())))
         ProcessCollector(registry=self.registry)
 

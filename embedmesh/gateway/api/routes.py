@@ -14,23 +14,29 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
-from embedmesh.flow.identify import identify
+from embedmesh.flow.identify import HEADER_CHARS_MAX, identify
 from embedmesh.gateway.api.queries import path_parameter, query_of
 from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
+from embedmesh.http.rendering import REQUEST_ID
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
-from embedmesh.rules.errors import Failure, InsufficientScope, StoreUnavailable
+from embedmesh.rules.acts import Actor
+from embedmesh.rules.errors import Failure, InsufficientScope, InvalidApiKey, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Caller, Keys, RateLimits
 from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
+ACTING_SCOPES = (ADMIN_SCOPE, "keys")  # of routes whose calls make rows of the audit, but for those that only read
+ACTOR = web.RequestKey("actor", Actor)  # set on those routes
 
 Scope = tuple[str, ...] | Literal["signed"] | None
 NO_KEY: Scope = None
 ANY_KEY: Scope = ()
 ADMIN_KEY: Scope = (ADMIN_SCOPE,)
+READ_KEY: Scope = (ADMIN_SCOPE, "admin:read")
+AUDIT_KEY: Scope = (ADMIN_SCOPE, "admin:read", "audit")
 SIGNED: Scope = "signed"  # by a node; the handler checks the signature
 
 Body = TypeVar("Body")
@@ -49,6 +55,11 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
     def caller(self) -> Caller:
         """The owner of the key."""
         return self.request[CALLER]
+
+    @property
+    def by(self) -> Actor:
+        """Who acts, on a route that changes something for operators, or keys."""
+        return actor_of(self.request)
 
 
 class ApiReply(NamedTuple):
@@ -93,6 +104,11 @@ class Route(NamedTuple):
     raw: RawHandler | None = None
 
     @property
+    def acts(self) -> bool:
+        """Whether its calls are acts: they change something for operators, or keys, and make rows of the audit."""
+        return self.method != "GET" and isinstance(self.scope, tuple) and not set(self.scope).isdisjoint(ACTING_SCOPES)
+
+    @property
     def request(self) -> Any:
         """The type of the body, or None."""
         return self.raw.request if self.raw is not None else _given(self._call[0])
@@ -128,21 +144,44 @@ class Api:
         return handler
 
 
+class OperatorAccess(NamedTuple):
+    """How the routes for operators are guarded: those for keys with the scope `admin`.
+
+    `keys` are those that are good there, with tokens of up to `token_chars_max`; None: the same as elsewhere.
+    `certificate`: a client certificate is wanted, too. `refused` is called for each request that is refused for its
+    key, its scopes or its certificate.
+    """
+
+    keys: Keys | None = None
+    token_chars_max: int = HEADER_CHARS_MAX
+    certificate: bool = False
+    refused: Callable[[], object] = lambda: None
+
+
 def router(
-    apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None, *, admin_certificate: bool = False
+    apis: Iterable[Api],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    *,
+    operators: OperatorAccess | None = None,
+    origin_of: Callable[[web.BaseRequest], str] = lambda request: "",
 ) -> Routes:
     """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply.
 
-    `admin_certificate`: what asks for the scope `admin` asks for a client certificate, too.
+    `origin_of` says from where a request comes, for the audit.
     """
+    operators = operators or OperatorAccess()
     routes: dict[str, dict[str, Handler]] = {}
     for api in apis:
         for route in api.ROUTES:
             handler = api.bounded(_adapted(route, api))
             if isinstance(route.scope, tuple) and not (route.raw and route.raw.key_checked_by_flow):
-                if admin_certificate and ADMIN_SCOPE in route.scope:
-                    handler = _with_certificate(handler)
-                handler = _with_key(handler, route.scope, keys, rate_limits)
+                if route.acts:
+                    handler = _acting(handler, origin_of)
+                if ADMIN_SCOPE in route.scope:
+                    handler = _for_operators(handler, route.scope, operators, keys, rate_limits)
+                else:
+                    handler = _with_key(handler, route.scope, keys, rate_limits)
             routes.setdefault(starred(route.path), {})[route.method] = handler
     return routes
 
@@ -174,6 +213,11 @@ def account_of(request: web.BaseRequest) -> str:
     return request[CALLER].account_id
 
 
+def actor_of(request: web.BaseRequest) -> Actor:
+    """Who acts, on a route of which `acts` is true."""
+    return request[ACTOR]
+
+
 def _given(kind: Any) -> Any:
     return None if kind is type(None) else kind
 
@@ -196,14 +240,47 @@ def _adapted(route: Route, api: Api) -> Handler:
     return answer
 
 
-def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None) -> Handler:
+def _acting(handler: Handler, origin_of: Callable[[web.BaseRequest], str]) -> Handler:
+    """The handler, which is told who acts, and from where."""
+
+    async def acting(request: web.BaseRequest) -> web.StreamResponse:
+        request[ACTOR] = Actor(request[CALLER].key_id, origin_of(request), request[REQUEST_ID])
+        return await handler(request)
+
+    return acting
+
+
+def _for_operators(
+    handler: Handler, scopes: tuple[str, ...], operators: OperatorAccess, keys: Keys, rate_limits: RateLimits | None
+) -> Handler:
+    """The handler, for operators. Who is refused makes no row of the audit, or strangers could fill it: they are counted."""
+    handler = _with_certificate(handler) if operators.certificate else handler
+    checked = _with_key(handler, scopes, operators.keys or keys, rate_limits, operators.token_chars_max)
+
+    async def counted(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await checked(request)
+        except (InvalidApiKey, InsufficientScope):
+            operators.refused()
+            raise
+
+    return counted
+
+
+def _with_key(
+    handler: Handler,
+    scopes: tuple[str, ...],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    token_chars_max: int = HEADER_CHARS_MAX,
+) -> Handler:
     """The handler, for keys with one of the scopes; with no scopes, for any key.
 
     Each call counts as one of the requests that the key may make in a minute, unless it has the scope `admin`.
     """
 
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits)
+        request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits, token_chars_max)
         return await handler(request)
 
     return checked
@@ -221,10 +298,16 @@ def _with_certificate(handler: Handler) -> Handler:
 
 
 async def admit(
-    header: Callable[[str], str | None], scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None
+    header: Callable[[str], str | None],
+    scopes: tuple[str, ...],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    token_chars_max: int = HEADER_CHARS_MAX,
 ) -> Caller:
     """Whose key a request has, which is one of those that it may make. Raises CallerFailure or StoreUnavailable."""
-    caller = await identify(header("authorization"), keys, *scopes, api_key=header("api-key"))
+    caller = await identify(
+        header("authorization"), keys, *scopes, api_key=header("api-key"), chars_max=token_chars_max
+    )
     if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
         with suppress(StoreUnavailable):  # reads go on; writes meet it later
             await rate_limits.take_request(caller)
