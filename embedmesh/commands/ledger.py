@@ -90,5 +90,5 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         )
     yield "counted: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["tallies"].items())
     head, audit = report["head"], report["audit"]
-    yield f"chain: {head['transfers']:,} transfers in {head['blocks']:,} blocks, head {head['hash']}"
     yield f"audit: {audit['acts']:,} acts, head {audit['hash']}"
+    yield f"chain: {head['transfers']:,} transfers in {head['blocks']:,} blocks, head {head['hash']}"

@@ -82,7 +82,7 @@ class IssuerKeys:
                 self._waiting -= 1
             key = self._known(key_id)
         if self._clock.monotonic() - self._fetched > OLD_KEYS_S:
-            raise Overloaded("The issuer of sign-ins does not answer. Use an admin key, or try again.", AGAIN_S)
+            raise Overloaded("The issuer of sign-ins does not answer. Use an admin key, or try again.", retry_after_s=AGAIN_S)
         return key
 
     def _known(self, key_id: str) -> Any | None:
@@ -111,10 +111,10 @@ class IssuerKeys:
                 raise ValueError("it has no key that can be used")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:  # msgspec's is a ValueError
             log.warning("the issuer of sign-ins has no keys for us (%s): admin keys go on", _reason(error))
+            self._tried = self._clock.monotonic()
         else:
             self._keys = keys
-            self._fetched = self._clock.monotonic()
-        self._tried = self._fetched if self._tried < self._fetched else self._clock.monotonic()
+            self._tried = self._fetched = self._clock.monotonic()
 
     def _looked(self, task: asyncio.Task[None]) -> None:
         self._fetching = None
@@ -124,10 +124,10 @@ def importable(keys: list[dict[str, Any]]) -> dict[str, Any]:
     """Keys of an issuer that signatures can be checked with, by their ids; the others are left out."""
     found: dict[str, Any] = {}
     for said in keys[:ISSUER_KEYS_MAX]:
-        if said.get("kty") not in ("RSA", "EC", "OKP") or said.get("use", "sig") != "sig":
+        if said.get("kty") not in ("RSA", "EC", "OKP") or said.get("use", "sig") != "sig" or "d" in said:
             continue
         try:
-            key = JWKRegistry.import_key({name: value for name, value in said.items() if name != "d"})
+            key = JWKRegistry.import_key(said)
         except (JoseError, ValueError, TypeError, KeyError):
             continue
         if said["kty"] == "RSA" and key.raw_value.key_size > RSA_BITS_MAX:

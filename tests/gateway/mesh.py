@@ -36,6 +36,7 @@ from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.files_api import FilesApi
@@ -64,6 +65,7 @@ from embedmesh.jobs.runner import Runner
 from embedmesh.node.app import CompactDone
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import SignedApi
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
@@ -90,6 +92,7 @@ BEAT_S = 0.02
 ADDING_S = 0.2
 WITHIN_S = 5.0  # a few milliseconds; the rest is for a busy machine
 IDS = [[1, 2], [3]]
+BY = Actor("user:tests", "here")
 ON_EACH_STORE = pytest.mark.parametrize("gw", ["sqlite", "postgres"], indirect=True, scope="module")
 
 
@@ -179,6 +182,7 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             PricesApi(self.books_thread, bodies, CATALOGUE),
             LedgerApi(self.books_thread, self.checks_thread, bodies),
+            AuditApi(self.books_thread),
         )
         self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
@@ -246,7 +250,7 @@ class Gateway:
         """A join token."""
         made = make_invite(self.identity.public_key)
         expires_ms = self.clock.unix_ms() + int(lasts_s * 1000)
-        await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms)
+        await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms, BY)
         return made
 
     async def ask(self, method: str, path: str, body: object = None, *, key: str | None, **headers: str) -> Raw:
@@ -322,10 +326,10 @@ async def gateway(
     clock, path = Clock(), store_url or folder / "embedmesh.db"
     first = isinstance(path, str) or not path.exists()
 
-    def open_books() -> Books:
-        return Books.open(path, clock=clock, secret=lambda engine: SECRET)
+    def open_books(*, for_others: bool = True) -> Books:
+        return Books.open(path, clock=clock, secret=lambda engine: SECRET, for_others=for_others)
 
-    with open_books() as books:
+    with open_books(for_others=False) as books:
         if first:
             books.accounts.create("a")
             books.accounts.credit("a", 10**12, "test")
