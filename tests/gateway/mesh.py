@@ -48,6 +48,7 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.routes import OperatorAccess
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
@@ -151,6 +152,7 @@ class Gateway:
         lookup: Lookup,
         beat_s: float,
         origins: Origins,
+        operators: OperatorAccess | None = None,
     ) -> None:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
@@ -230,6 +232,7 @@ class Gateway:
             confidential=(store.locks, sealing),
             generating=(self.clients, leases),
             sidecars=(store.locks, Sidecars(sealing, self.clients), leases),
+            operators=operators,
         )
         self.books = books
         self.keys: dict[str, str] = {}
@@ -321,6 +324,7 @@ async def gateway(
     beat_s: float = BEAT_S,
     store_url: str | None = None,
     trusted: Sequence[str] = (),
+    operators: Callable[[Store], OperatorAccess] = lambda store: OperatorAccess(),
 ) -> AsyncIterator[Gateway]:
     """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
@@ -335,7 +339,8 @@ async def gateway(
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         policy, origins = Policy(networks), Origins(trusted)
-        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
+        access = operators(store)
+        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins, access)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
