@@ -124,8 +124,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     oidc_issuer: Annotated[
         str,
         Meta(
-            description="OpenID Connect issuer, such as https://login.example.com: its tokens are good on the admin API, "
-            "within their roles. Needs embedmesh[oidc]."
+            description="OpenID Connect issuer, such as https://login.example.com: its tokens are good on the admin "
+            "API, within their roles. Needs embedmesh[oidc]."
         ),
     ] = ""
     oidc_audience: Annotated[
@@ -138,8 +138,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     oidc_role: Annotated[
         tuple[str, ...],
         Meta(
-            description="With --oidc-issuer: what a value of that claim may do, as VALUE=admin, VALUE=read or VALUE=audit. "
-            "May be repeated."
+            description="With --oidc-issuer: what a value of that claim may do, as VALUE=admin, VALUE=read or "
+            "VALUE=audit. May be repeated."
         ),
     ] = ()
     trusted_proxies: Annotated[

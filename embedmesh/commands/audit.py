@@ -23,10 +23,14 @@ def _known(context: click.Context, option: click.Parameter, text: str | None) ->
 
 
 @click.command()
-@click.option("--since", "since_ms", type=MOMENT, help="UTC, as 2026-12-01 or 2026-12-01T08:00:00Z. Default: all times.")
+@click.option(
+    "--since", "since_ms", type=MOMENT, help="UTC, as 2026-12-01 or 2026-12-01T08:00:00Z. Default: all times."
+)
 @click.option("--actor", help="By whom: a key's id, oidc:ISSUER#SUBJECT, or user:NAME.")
 @click.option("--act", callback=_known, help="What was done, as key.revoke; `key` is all that begins with it.")
-@click.option("--object", "object_id", help="To what: the id of a key, an account, a model, a node, an invite, a request.")
+@click.option(
+    "--object", "object_id", help="To what: the id of a key, an account, a model, a node, an invite, a request."
+)
 @click.option(
     "--limit", type=WholeNumber(1, AUDIT_ROWS_MAX), default=AUDIT_ROWS, show_default=True, help="Rows, the latest."
 )
@@ -37,7 +41,7 @@ def audit(
     """Show who changed what, when, and from where; the latest first.
 
     Every act of an operator, and every key that an account has made or revoked itself, is a row, written together with
-    what it changes and chained to the row before. Rows are never changed nor deleted: `embedmesh ledger check` proves it.
+    what it changes and chained to the row before. No row is ever changed or deleted: `ledger check` proves it.
 
     \b
     Examples:

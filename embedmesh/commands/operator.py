@@ -66,9 +66,7 @@ class Operator:
         """End something."""
         return self._send("DELETE", (*self.AREA, *path), query)
 
-    def pages(
-        self, *path: str, cursor: str, page_rows: int | None = None, **query: object
-    ) -> Iterator[dict[str, Any]]:
+    def pages(self, *path: str, cursor: str, page_rows: int | None = None, **query: object) -> Iterator[dict[str, Any]]:
         """The pages of a list; `cursor` names the field of a page's last row behind which the next page begins."""
         after: object = None
         while True:

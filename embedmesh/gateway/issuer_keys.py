@@ -40,7 +40,7 @@ class Discovery(msgspec.Struct, frozen=True):
     jwks_uri: str
 
 
-class KeySet(msgspec.Struct, frozen=True):
+class PublishedKeys(msgspec.Struct, frozen=True):
     """An issuer's public keys, as it publishes them (RFC 7517)."""
 
     keys: list[dict[str, Any]]
@@ -82,7 +82,9 @@ class IssuerKeys:
                 self._waiting -= 1
             key = self._known(key_id)
         if self._clock.monotonic() - self._fetched > OLD_KEYS_S:
-            raise Overloaded("The issuer of sign-ins does not answer. Use an admin key, or try again.", retry_after_s=AGAIN_S)
+            raise Overloaded(
+                "The issuer of sign-ins does not answer. Use an admin key, or try again.", retry_after_s=AGAIN_S
+            )
         return key
 
     def _known(self, key_id: str) -> Any | None:
@@ -106,10 +108,10 @@ class IssuerKeys:
             discovery = msgspec.convert(found, Discovery)
             if discovery.issuer != self._issuer:
                 raise ValueError("it says that it is another issuer")
-            keys = importable(msgspec.convert(await self._fetch(checked_url(discovery.jwks_uri)), KeySet).keys)
+            keys = importable(msgspec.convert(await self._fetch(checked_url(discovery.jwks_uri)), PublishedKeys).keys)
             if not keys:
                 raise ValueError("it has no key that can be used")
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:  # msgspec's is a ValueError
+        except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             log.warning("the issuer of sign-ins has no keys for us (%s): admin keys go on", _reason(error))
             self._tried = self._clock.monotonic()
         else:
@@ -137,7 +139,7 @@ def importable(keys: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def fetch_json(url: str) -> Any:
-    """A JSON document. Follows nothing, unpacks nothing. Raises ClientError, TimeoutError, OSError, ValueError."""
+    """A JSON document. Follows nothing, unpacks nothing. Raises ClientError, OSError, ValueError, DecodeError."""
     body = b""
     timeout = aiohttp.ClientTimeout(total=FETCH_S)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}

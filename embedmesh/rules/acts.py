@@ -1,4 +1,4 @@
-"""Acts: what operators change, and owners of keys in their own account. The audit has a row for each: who, what, from where."""
+"""Acts: what operators change, and accounts of their own keys. Each is a row of the audit: who, what, from where."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -51,7 +51,7 @@ class Actor(msgspec.Struct, frozen=True):
 
 
 class Act(msgspec.Struct, frozen=True):
-    """One thing that was done, to the object of that id. `changes` is name -> value, or [old, new] for what was changed.
+    """One thing that was done, to the object of that id. `changes`: name -> value, or [old, new] of what was changed.
 
     Never a secret, nor a text that a person wrote freely: a row cannot be deleted.
     """
@@ -68,11 +68,13 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, li
 
 def changes_text(changes: Mapping[str, Any]) -> str:
     """Changes as JSON; a value that is too long becomes the beginning of its JSON, as a text that ends in CUT."""
-    return msgspec.json.encode({name: _bounded(value) for name, value in changes.items()}).decode()
+    bounded = {
+        name: list(map(_bounded, value)) if isinstance(value, list) else _bounded(value)
+        for name, value in changes.items()
+    }
+    return msgspec.json.encode(bounded).decode()
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_bounded(each) for each in value[:2]]
     text = msgspec.json.encode(value).decode()
     return value if len(text) <= ACT_VALUE_CHARS_MAX else text[:ACT_VALUE_CHARS_MAX] + CUT

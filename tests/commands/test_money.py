@@ -553,7 +553,9 @@ def test_what_is_done_without_a_gateway_is_in_the_audit(run: Run) -> None:
         "account.create", "account.credit", "key.create", "key.create",  # the first start
         "account.create", "key.create", "key.revoke", "account.credit",
     ]  # fmt: skip
-    assert [row["act"] for row in shown(run("audit", "--object", key["key_id"], "--limit", "1", "--json"))] == ["key.revoke"]
+    assert [row["act"] for row in shown(run("audit", "--object", key["key_id"], "--limit", "1", "--json"))] == [
+        "key.revoke"
+    ]
     text = told(run("audit"))
     assert "\x1b" not in text and "a private name" not in text
     assert "credit_limit_nanousd 2000000000" in text and f"key.revoke      {key['key_id']}" in text

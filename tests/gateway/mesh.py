@@ -152,7 +152,7 @@ class Gateway:
         lookup: Lookup,
         beat_s: float,
         origins: Origins,
-        operators: OperatorAccess | None = None,
+        access: OperatorAccess | None = None,
     ) -> None:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
@@ -232,7 +232,7 @@ class Gateway:
             confidential=(store.locks, sealing),
             generating=(self.clients, leases),
             sidecars=(store.locks, Sidecars(sealing, self.clients), leases),
-            operators=operators,
+            operators=access,
         )
         self.books = books
         self.keys: dict[str, str] = {}

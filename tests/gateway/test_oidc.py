@@ -1,4 +1,4 @@
-"""Tokens of an OpenID Connect issuer: good on the admin API within their roles; hostile ones are refused, and cheaply."""
+"""Tokens of an OpenID Connect issuer: good on the admin API within their roles; hostile ones are refused cheaply."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ RSA = RSAKey.generate_key(2048, {"kid": "rsa", "use": "sig"})
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
 ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
 OTHER = RSAKey.generate_key(2048, {"kid": "rsa"})  # a stranger's, under the issuer's name of its key
-ALL = ["RS256", "RS384", "RS512", "PS256", "ES256", "EdDSA", "HS256"]
+ALL = ["RS256", "RS384", "RS512", "PS256", "ES256", "Ed25519", "EdDSA", "HS256"]
 Json = dict[str, Any]
 
 
@@ -153,7 +153,10 @@ async def test_a_token_has_the_scopes_of_its_roles(values: Any, scopes: set[str]
     assert await World().scopes(token(said(realm_access={"roles": values}))) == scopes
 
 
-@pytest.mark.parametrize(("key", "alg"), [(RSA, "RS256"), (RSA, "PS256"), (RSA, "RS512"), (EC, "ES256"), (ED, "EdDSA")])
+@pytest.mark.parametrize(
+    ("key", "alg"), [(RSA, "RS256"), (RSA, "PS256"), (RSA, "RS512"), (EC, "ES256"), (ED, "Ed25519"), (ED, "EdDSA")]
+)
+@pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")  # EdDSA has a new name: Ed25519
 async def test_each_allowed_algorithm_is_good(key: Any, alg: str) -> None:
     assert await World().scopes(token(key=key, alg=alg)) == {"admin"}
     assert await World().scopes(token(said(aud=["other", "embedmesh"]), key, alg, typ="at+jwt")) == {"admin"}
@@ -301,7 +304,7 @@ async def test_a_document_is_bounded_in_size_and_time_and_leads_nowhere(monkeypa
         assert await fetch_json(f"{url}/good") == {"good": True}
         assert await fetch_json(f"{url}/bomb") == {}  # as it was sent: nothing is unpacked
         for path in ("huge", "moved", "html"):
-            with pytest.raises(ValueError):
+            with pytest.raises((ValueError, msgspec.DecodeError)):
                 await fetch_json(f"{url}/{path}")
         with pytest.raises(TimeoutError):
             await fetch_json(f"{url}/stuck")
@@ -317,7 +320,7 @@ async def signed_in(folder: Path, world: World) -> AsyncIterator[Gateway]:
 
 
 async def test_a_gateway_takes_tokens_on_the_admin_api_alone(tmp_path: Path) -> None:
-    """Within their roles; who has signed in is in the audit; keys are good beside them, also where the issuer is away."""
+    """Within their roles; the audit has who signed in; keys are good beside them, also where the issuer is away."""
     world = World()
     async with signed_in(tmp_path, world) as gw:
         ada, bob = token(), token(said(sub="bob", realm_access={"roles": ["viewers"]}))
@@ -351,7 +354,7 @@ async def test_a_gateway_takes_tokens_on_the_admin_api_alone(tmp_path: Path) -> 
 
 def settings(**given: Any) -> GatewaySettings:
     good: Json = {"oidc_issuer": ISSUER, "oidc_audience": "embedmesh", "oidc_role": ("operators=admin",)}
-    return msgspec.convert({"data_dir": "/nowhere"} | good | given, GatewaySettings)
+    return GatewaySettings(data_dir=Path("/nowhere"), **(good | given))
 
 
 @pytest.mark.parametrize(

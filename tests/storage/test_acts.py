@@ -58,7 +58,7 @@ async def everything(shop: Shop, store: Store) -> None:
     books.prices.set("m", 7)
     books.prices.set("m", 8)
     books.prices.end("m")
-    await store.nodes.add_invite("invite", b"verifier", "a private name", 1, BY)
+    await store.nodes.add_invite("invite", b"verifier", "a private name", shop.clock.now_ms + 1_000, BY)
     assert await store.nodes.revoke_invite("invite", BY)
     await store.nodes.update("up", lambda kept: node("up", secret=b"sealed-token"), (BY, Verb.NODE_ADD))
     for verb, fields in {Verb.NODE_WEIGHT: {"weight": 2.0}, Verb.NODE_REMOVE: {"secret": b""}}.items():
@@ -145,7 +145,7 @@ async def test_an_act_without_its_row_is_none(shop: Shop, store: Store) -> None:
 
 
 async def test_many_actors_at_once_leave_no_gap(shop: Shop, store: Store) -> None:
-    """Books of several processes and a gateway's batches: each row follows the one before it, and none waits for another."""
+    """Books of several connections and a gateway's batches: each row follows the one before, all get their turn."""
     each = 12
 
     def create(number: int) -> None:
@@ -247,4 +247,3 @@ def test_a_row_is_bounded() -> None:
     after = msgspec.json.decode(text)["models"][1]
     assert (len(after), after[-1]) == (ACT_VALUE_CHARS_MAX + 1, CUT)
     assert msgspec.json.decode(text)["scopes"] == ["a"]
-

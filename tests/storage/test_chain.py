@@ -26,7 +26,10 @@ def test_a_blocks_hash_is_the_same_in_every_release() -> None:
     [
         ("UPDATE transfers SET amount = 9 WHERE transfer_id = 4", "transfers 3 to 4, or acts up to 5, were changed"),
         ("DELETE FROM transfers WHERE transfer_id > 2", "transfers 3 to 4, or acts up to 5, were changed"),
-        ("UPDATE blocks SET last_transfer = 5 WHERE last_transfer = 4", "transfers 3 to 5, or acts up to 5, were changed"),
+        (
+            "UPDATE blocks SET last_transfer = 5 WHERE last_transfer = 4",
+            "transfers 3 to 5, or acts up to 5, were changed",
+        ),
         ("SELECT 1", None),
     ],
 )

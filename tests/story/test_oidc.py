@@ -57,7 +57,9 @@ def test_the_commands_work_for_who_has_signed_in(tmp_path: Path) -> None:
         try:
             endpoint.wait_ready()
             base = ("--gateway", endpoint.base_url, "--data-dir", tmp_path / "elsewhere")
-            tokens = {client: signed_in(issuer, client) for client in ("deployer", "dashboard", "stranger", "elsewhere")}
+            tokens = {
+                client: signed_in(issuer, client) for client in ("deployer", "dashboard", "stranger", "elsewhere")
+            }
 
             def operate(client: str, *words: str) -> tuple[int, str]:
                 done = run(*words, *base, EMBEDMESH_ADMIN_KEY=tokens[client])

@@ -21,7 +21,9 @@ class AuditQuery(msgspec.Struct, frozen=True):
     )
     since_ms: Annotated[int, Meta(ge=0, le=10**15, description="List what was done then or later.")] = 0
     actor: Annotated[NonEmpty | None, doc("By whom: a key's id, `oidc:ISSUER#SUBJECT`, `user:NAME`.")] = None
-    act: Annotated[NonEmpty | None, doc("What was done, such as `key.revoke`; `key` is all that begins with it.")] = None
+    act: Annotated[NonEmpty | None, doc("What was done, such as `key.revoke`; `key` is all that begins with it.")] = (
+        None
+    )
     object: Annotated[NonEmpty | None, doc("To what: the id of a key, an account, a model, a node, a request.")] = None
 
 

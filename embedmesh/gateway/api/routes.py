@@ -253,7 +253,7 @@ def _acting(handler: Handler, origin_of: Callable[[web.BaseRequest], str]) -> Ha
 def _for_operators(
     handler: Handler, scopes: tuple[str, ...], operators: OperatorAccess, keys: Keys, rate_limits: RateLimits | None
 ) -> Handler:
-    """The handler, for operators. Who is refused makes no row of the audit, or strangers could fill it: they are counted."""
+    """The handler, for operators. What is refused is counted, and no row of the audit: strangers could fill it."""
     handler = _with_certificate(handler) if operators.certificate else handler
     checked = _with_key(handler, scopes, operators.keys or keys, rate_limits, operators.token_chars_max)
 

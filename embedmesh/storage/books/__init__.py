@@ -35,16 +35,13 @@ from embedmesh.storage.secrets.secret import SecretOf, check_secret
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 from embedmesh.system import this_user
 
-
 T = TypeVar("T")
 
 
 class Books:
     """The books of one store. A context manager that closes them."""
 
-    def __init__(
-        self, engine: Engine, db: Db, clock: Clock, key_secret: bytes, actor: Actor | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, db: Db, clock: Clock, key_secret: bytes, actor: Actor | None = None) -> None:
         """`actor` is who acts where no other is named."""
         self._engine = engine
         self._db = db

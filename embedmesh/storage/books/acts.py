@@ -43,7 +43,7 @@ class ActBooks:
         object_id: str | None = None,
         rows_max: int = PAGE_ROWS_MAX,
     ) -> Sequence[ActRow]:
-        """Acts of that kind, from the one with the number `after` on. `key` as a verb is all of `key.create` and so on."""
+        """Acts of that kind, from the one with the number `after` on. The verb `key`: all of `key.create` and so on."""
         if after is None:
             after = 0 if oldest_first else ACT_ID_MAX
         kind = {"since_ms": since_ms, "actor": actor, "verb": verb, "object_id": object_id}

@@ -67,7 +67,7 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """The ledger is right when none of its `promises` is `broken`. `head` is the end of the chain, `audit` that of the audit."""
+    """The ledger is right when none of its `promises` is `broken`. `head` and `audit` say where chain and audit end."""
 
     promises: list[str]
     broken: list[Broken]
