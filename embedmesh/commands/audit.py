@@ -49,7 +49,7 @@ def audit(
       embedmesh audit --object key_019aa0b4c0de7b62a1f0c3d4e5f60718
       embedmesh audit --since 2026-12-01 --limit 1000 --json | jq -c '.[]'
     """
-    query = {"since_ms": since_ms, "actor": actor, "act": act, "object": object_id}
+    query: dict[str, Any] = {"since_ms": since_ms, "actor": actor, "act": act, "object": object_id}
     found: list[Row] = []
     for page in operator.pages("audit", cursor="act_id", page_rows=min(limit, ADMIN_PAGE_ROWS), **query):
         found += page["data"]

@@ -76,7 +76,7 @@ class Operator:
                 return
             after = page["data"][-1][cursor]
 
-    def rows(self, *path: str, cursor: str, **query: object) -> list[dict[str, Any]]:
+    def rows(self, *path: str, cursor: str, **query: Any) -> list[dict[str, Any]]:
         """All rows of a list."""
         return [row for page in self.pages(*path, cursor=cursor, **query) for row in page["data"]]
 

@@ -20,7 +20,7 @@ from embedmesh.rules.ports import Clock
 
 FETCH_S = 5.0  # of one document; an operator waits meanwhile
 KEYS_EVERY_S = 600.0  # an issuer publishes a new key long before it signs with it
-AGAIN_S = 30.0  # after a failure
+ISSUER_AGAIN_S = 30.0  # after a failure
 UNKNOWN_KEY_S = 60.0  # between two fetches for keys that are not known: strangers name any
 OLD_KEYS_S = 86_400.0  # the issuer was away for so long that a key may have been withdrawn
 ISSUER_DOCUMENT_BYTES_MAX = 128 * 1024  # a large issuer's key set has 20 kB
@@ -63,7 +63,7 @@ class IssuerKeys:
         try:
             while True:
                 await self._refresh()
-                await asyncio.sleep(KEYS_EVERY_S if self._tried == self._fetched else AGAIN_S)
+                await asyncio.sleep(KEYS_EVERY_S if self._tried == self._fetched else ISSUER_AGAIN_S)
         finally:
             if self._fetching is not None:
                 self._fetching.cancel()
@@ -83,7 +83,7 @@ class IssuerKeys:
             key = self._known(key_id)
         if self._clock.monotonic() - self._fetched > OLD_KEYS_S:
             raise Overloaded(
-                "The issuer of sign-ins does not answer. Use an admin key, or try again.", retry_after_s=AGAIN_S
+                "The issuer of sign-ins does not answer. Use an admin key, or try again.", retry_after_s=ISSUER_AGAIN_S
             )
         return key
 

@@ -119,7 +119,9 @@ def said(**changes: Any) -> Json:
 
 def token(claims: Json | None = None, key: Any = RSA, alg: str = "RS256", **header: Any) -> str:
     head = {"alg": alg, "kid": key.kid} | header
-    return jwt.encode({name: value for name, value in head.items() if value is not None}, claims or said(), key, ALL)
+    return str(
+        jwt.encode({name: value for name, value in head.items() if value is not None}, claims or said(), key, ALL)
+    )
 
 
 def packed(value: object) -> str:

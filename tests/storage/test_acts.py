@@ -37,6 +37,15 @@ def node(name: str, **members: Any) -> NodeRecord:
     return NodeRecord(node_id=name, kind="upstream", standing=Standing.ADMITTED, inputs_max=1, **members)
 
 
+async def change(store: Store, name: str, verb: Verb, **fields: Any) -> None:
+    """What an operator does to a server of another make; a new one is made."""
+
+    def changed(kept: NodeRecord | None) -> NodeRecord:
+        return msgspec.structs.replace(kept or node(name), **fields)
+
+    await store.nodes.update(name, changed, (BY, verb))
+
+
 async def everything(shop: Shop, store: Store) -> None:
     """Each act of the books and of the nodes, once."""
     books = shop.books
@@ -60,12 +69,9 @@ async def everything(shop: Shop, store: Store) -> None:
     books.prices.end("m")
     await store.nodes.add_invite("invite", b"verifier", "a private name", shop.clock.now_ms + 1_000, BY)
     assert await store.nodes.revoke_invite("invite", BY)
-    await store.nodes.update("up", lambda kept: node("up", secret=b"sealed-token"), (BY, Verb.NODE_ADD))
-    for verb, fields in {Verb.NODE_WEIGHT: {"weight": 2.0}, Verb.NODE_REMOVE: {"secret": b""}}.items():
-        change = {"replaced": fields}
-        await store.nodes.update(
-            "up", lambda kept, change=change: msgspec.structs.replace(kept, **change["replaced"]), (BY, verb)
-        )
+    await change(store, "up", Verb.NODE_ADD, secret=b"sealed-token")
+    await change(store, "up", Verb.NODE_WEIGHT, weight=2.0)
+    await change(store, "up", Verb.NODE_REMOVE, secret=b"")
 
 
 async def test_each_act_has_a_row_with_what_it_changed_and_no_secret(shop: Shop, store: Store) -> None:
@@ -138,7 +144,7 @@ async def test_an_act_without_its_row_is_none(shop: Shop, store: Store) -> None:
     with pytest.raises(StoreUnavailable):
         shop.books.keys.revoke(key.key_id)
     with pytest.raises(StoreUnavailable):
-        await store.nodes.update("up", lambda kept: node("up"), (BY, Verb.NODE_ADD))
+        await change(store, "up", Verb.NODE_ADD)
     assert shop.books.keys.find(key.key_id).revoked_ms is None
     assert await store.nodes.one("up") is None
     assert (await store.nodes.save(node("other"))).record.node_id == "other"  # others' writes go on
@@ -158,10 +164,9 @@ async def test_many_actors_at_once_leave_no_gap(shop: Shop, store: Store) -> Non
     for thread in threads:
         thread.start()
     for one in range(each):
-        added = (store.nodes.update(f"up-{one}-{at}", lambda kept, at=at, one=one: node(f"up-{one}-{at}"),
-                                    (BY, Verb.NODE_ADD)) for at in range(4))  # fmt: skip
-        await asyncio.gather(*added)
-    await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+        await asyncio.gather(*(change(store, f"up-{one}-{at}", Verb.NODE_ADD) for at in range(4)))
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
     rows = acts(shop)
     assert [row.act_id for row in rows] == list(range(1, len(rows) + 1))
     assert len(rows) == 1 + 3 * each * 2 + 4 * each

@@ -52,4 +52,5 @@ class ActBooks:
 
 
 def _row(row: Sequence[Any]) -> ActRow:
-    return ActRow(*row[:5], msgspec.json.decode(row[5]), *row[6:8], row[8].hex())
+    fields = dict(zip(ActRow.__struct_fields__, row, strict=True))
+    return ActRow(**fields | {"changes": msgspec.json.decode(fields["changes"]), "hash": fields["hash"].hex()})

@@ -40,7 +40,7 @@ class WriteActs(Protocol):
 class ActedChange(Change[T]):
     """A change that somebody makes, with the rows of its acts.
 
-    It comes last in a batch, the rows after all changes. Whoever writes acts locks their number, and locks nothing
+    It comes last in a batch, the rows after all changes. A transaction that writes acts locks their number, and nothing
     after that: so no two wait for each other.
     """
 
