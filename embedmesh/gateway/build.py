@@ -272,6 +272,8 @@ def _operators(settings: GatewaySettings, store: Store, clock: Clock) -> tuple[O
     """Who may use the admin API, and what has to run for that. Raises SetupError."""
     access = OperatorAccess(certificate=settings.tls_client_ca is not None)
     if not settings.oidc_issuer:
+        if settings.oidc_audience or settings.oidc_role:
+            raise SetupError("--oidc-audience and --oidc-role say nothing without --oidc-issuer.")
         return access, []
     try:
         from embedmesh.gateway.issuer_keys import IssuerKeys
