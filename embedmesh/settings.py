@@ -137,6 +137,27 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             "theirs from callers, besides the key."
         ),
     ] = None
+    oidc_issuer: Annotated[
+        str,
+        Meta(
+            description="OpenID Connect issuer, such as https://login.example.com: its tokens are good on the admin "
+            "API, within their roles. Needs embedmesh[oidc]."
+        ),
+    ] = ""
+    oidc_audience: Annotated[
+        str, Meta(description="With --oidc-issuer: the audience (claim `aud`) that a token must be for.")
+    ] = ""
+    oidc_role_claim: Annotated[
+        str,
+        Meta(description="With --oidc-issuer: the claim that holds roles or groups; `realm_access.roles` is a path."),
+    ] = "roles"
+    oidc_role: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="With --oidc-issuer: what a value of that claim may do, as VALUE=admin, VALUE=read or "
+            "VALUE=audit. May be repeated."
+        ),
+    ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(

@@ -9,8 +9,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import pwd
 import resource
 import socket
+
+from embedmesh.rules.acts import Actor
 
 OPEN_FILES_MAX = 10_240  # OPEN_MAX of macOS, which takes no higher soft limit, whatever the hard one says
 
@@ -66,3 +69,12 @@ def keep_alive(sock: socket.socket, idle_s: int, every_s: int, tries: int) -> No
 def socket_path_bytes_max() -> int:
     """How long the path of a Unix socket may be: `sun_path`, less its closing zero."""
     return 107 if os.uname().sysname == "Linux" else 103  # of macOS and the BSDs
+
+
+def this_user() -> Actor:
+    """Who runs this process, and on which machine: for what is done to a store without a gateway."""
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # as in containers that run as any user
+        name = str(os.geteuid())
+    return Actor(f"user:{name}", socket.gethostname())

@@ -25,6 +25,7 @@ COMMANDS = {
     "keys": "embedmesh.commands.keys:keys",
     "prices": "embedmesh.commands.prices:prices",
     "ledger": "embedmesh.commands.ledger:ledger",
+    "audit": "embedmesh.commands.audit:audit",
     "store": "embedmesh.commands.store:store",
     "config": "embedmesh.commands.config:config",
     "gateway": "embedmesh.commands.serve:gateway",

@@ -38,7 +38,7 @@ for command in (explain, refund):
 
 
 @ledger.command()
-@click.option("--head", callback=_chain_head, help="A head of the chain that was noted down before.")
+@click.option("--head", callback=_chain_head, help="A head of the chain, or of the audit, that was noted down before.")
 @operator_command
 def check(operator: Operator, head: str | None) -> CommandResult:
     """Check that all money adds up, while the server runs.
@@ -46,8 +46,9 @@ def check(operator: Operator, head: str | None) -> CommandResult:
     Checks every transfer, hold and balance, and the file itself. The exit status is 1 if something is wrong. A gateway
     gives up after a minute; for a large store use --offline, which also works while gateways run.
 
-    Running gateways cover every transfer by a chain of hashes within seconds. Note its head down where nobody who can
-    write to the store can write; --head looks for it in the chain, and if it is found, nothing before it was changed.
+    Running gateways cover every transfer by a chain of hashes within seconds, and with it the audit until then (see
+    `embedmesh audit`), whose acts are a chain, too. Note the heads down where nobody who can write to the store can
+    write; --head looks for one, and if it is found, nothing before it was changed.
 
     \b
     Examples:
@@ -71,7 +72,9 @@ def check(operator: Operator, head: str | None) -> CommandResult:
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     checked, broken = len(report["promises"]), {row["promise"] for row in report["broken"]}
-    if broken:
+    if broken == {"audit_holds"}:
+        yield "THE AUDIT WAS CHANGED, by somebody who can write to the store. The money adds up."
+    elif broken:
         yield f"THE MONEY DOES NOT ADD UP: {len(broken)} of the {checked} things that were checked are wrong."
         yield "Stop the gateway, keep embedmesh.db as it is, and go back to a backup that passes this check."
     else:
@@ -86,5 +89,6 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             f"{format_usd(hold['amount_nanousd'])}, {utc(hold['ended_ms'])}"
         )
     yield "counted: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["tallies"].items())
-    head = report["head"]
+    head, audit = report["head"], report["audit"]
+    yield f"audit: {audit['acts']:,} acts, head {audit['hash']}"
     yield f"chain: {head['transfers']:,} transfers in {head['blocks']:,} blocks, head {head['hash']}"

@@ -66,17 +66,17 @@ class Operator:
         """End something."""
         return self._send("DELETE", (*self.AREA, *path), query)
 
-    def pages(self, *path: str, cursor: str, **query: object) -> Iterator[dict[str, Any]]:
+    def pages(self, *path: str, cursor: str, page_rows: int | None = None, **query: object) -> Iterator[dict[str, Any]]:
         """The pages of a list; `cursor` names the field of a page's last row behind which the next page begins."""
         after: object = None
         while True:
-            page = self.get(*path, **query, limit=self.PAGE_ROWS, after=after)
+            page = self.get(*path, **query, limit=page_rows or self.PAGE_ROWS, after=after)
             yield page
             if not page["has_more"]:
                 return
             after = page["data"][-1][cursor]
 
-    def rows(self, *path: str, cursor: str, **query: object) -> list[dict[str, Any]]:
+    def rows(self, *path: str, cursor: str, **query: Any) -> list[dict[str, Any]]:
         """All rows of a list."""
         return [row for page in self.pages(*path, cursor=cursor, **query) for row in page["data"]]
 

@@ -17,6 +17,7 @@ import click
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.offline import store_of
 from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
@@ -31,6 +32,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.ports import Caller, Catalogue
 from embedmesh.storage.books import Books
+from embedmesh.system import this_user
 
 STORE_REPLY_S = 3_600.0  # a check of a large ledger takes minutes; after an hour the store hangs
 STOP_S = 1.0  # nothing is under way when a command ends; one that was interrupted does not wait for the store
@@ -41,7 +43,7 @@ OpenSocket = Callable[[], socket.socket]
 @contextmanager
 def store_api(data_dir: Path, store: str | None, catalogue: Path | None) -> Iterator[OpenSocket]:
     """Serves while the context lasts. Yields what opens a connection. Raises SetupError, ClickException."""
-    opening = functools.partial(open_books, data_dir, store_of(data_dir, store))
+    opening = functools.partial(open_books, data_dir, store_of(data_dir, store), for_others=True)
     try:
         opening().close()  # the API would hide why a store cannot be opened: its callers are strangers
     except Failure as failure:
@@ -62,7 +64,7 @@ class _Owner:
     """Stands in for keys: who can open the store's file needs none."""
 
     async def find(self, token: str) -> Caller | None:
-        return Caller("operator", "offline", frozenset({ADMIN_SCOPE}))
+        return Caller("operator", this_user().name, frozenset({ADMIN_SCOPE}))
 
 
 async def _serve(
@@ -75,8 +77,9 @@ async def _serve(
         KeysApi(books, bodies, SystemClock(), catalogue),
         PricesApi(books, bodies, catalogue),
         LedgerApi(books, books, bodies),
+        AuditApi(books),
     )
-    server = HttpServer(router(apis, _Owner(), None))
+    server = HttpServer(router(apis, _Owner(), None, origin_of=lambda request: this_user().origin))
 
     async def accept(sock: socket.socket) -> None:
         transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, sock)

@@ -8,12 +8,18 @@ METRICS_SCOPES = ("metrics", "admin")
 HEADER_CHARS_MAX = 512  # our keys have about 50; anything longer is not one of ours
 
 
-async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key: str | None = None) -> Caller:
+async def identify(
+    authorization: str | None,
+    keys: Keys,
+    *any_of: str,
+    api_key: str | None = None,
+    chars_max: int = HEADER_CHARS_MAX,
+) -> Caller:
     """The caller behind an `Authorization: Bearer` or an `api-key` header; its key has one of the named scopes, if any.
 
     Raises InvalidApiKey, InsufficientScope, Overloaded, StoreUnavailable, or InvalidValue if the two headers differ.
     """
-    token = token_of(authorization, api_key)
+    token = token_of(authorization, api_key, chars_max)
     caller = await keys.find(token) if token is not None else None
     if caller is None:
         raise InvalidApiKey("The API key is missing or not valid. Send it as `Authorization: Bearer YOUR_KEY`.")
@@ -22,14 +28,14 @@ async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key:
     return caller
 
 
-def token_of(authorization: str | None, api_key: str | None) -> str | None:
+def token_of(authorization: str | None, api_key: str | None, chars_max: int = HEADER_CHARS_MAX) -> str | None:
     """The key in the two headers; None where there is none. Raises InvalidValue if they differ."""
     scheme, _, token = (authorization or "").partition(" ")
-    good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
+    good = scheme.lower() == "bearer" and 0 < len(token) <= chars_max
     if api_key is not None:
         if authorization and not (good and token.strip() == api_key.strip()):
             raise InvalidValue("`Authorization` and `api-key` carry different keys. Send one of them.")
-        token, good = api_key, 0 < len(api_key) <= HEADER_CHARS_MAX
+        token, good = api_key, 0 < len(api_key) <= chars_max
     return token.strip() if good else None
 
 

@@ -32,6 +32,7 @@ from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.embeddings_api import EMBEDDINGS
@@ -45,7 +46,7 @@ from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
-from embedmesh.gateway.api.routes import Api
+from embedmesh.gateway.api.routes import Api, OperatorAccess
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
 from embedmesh.gateway.network import parsed
@@ -167,7 +168,7 @@ def build(
     traced = None if tracing is None else RequestTracing(tracing, functools.partial(_node_of, fleet), clock.monotonic)
     probers = _local_nodes(settings, fleet, clock)
     world = _world(settings, models, store, fleet, clock)
-    opening = functools.partial(open_books, settings.data_dir, store_dsn(settings))
+    opening = functools.partial(open_books, settings.data_dir, store_dsn(settings), for_others=True)
     operators = BooksThread(opening)
     books = BooksThreads(
         operators,
@@ -178,6 +179,7 @@ def build(
     jobs = _jobs(settings, store, fleet, world, leases, models.known, traced)
     sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
+    operators_access, issuer = _operators(settings, store, clock)
     app = GatewayApp(
         world,
         fleet.registry,
@@ -191,11 +193,11 @@ def build(
         confidential=(store.locks, sealing),
         generating=(fleet.clients, leases),
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
-        admin_certificate=settings.tls_client_ca is not None,
         traced=traced,
+        operators=operators_access,
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
-    background += [jobs.runner.run(), jobs.files.watch()]
+    background += [jobs.runner.run(), jobs.files.watch(), *issuer]
     background += [prober.run() for prober in probers]
     if workers is not None:
         background.append(workers.keep(app.metrics.registry))
@@ -301,7 +303,26 @@ def _apis(adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksT
         PricesApi(books.operators, bodies, catalogue),
         LedgerApi(books.operators, books.checks, bodies),
         ReloadApi(books.operators, adjustable.requests, bodies),
+        AuditApi(books.operators),
     ]
+
+
+def _operators(settings: GatewaySettings, store: Store, clock: Clock) -> tuple[OperatorAccess, list[Awaitable[Any]]]:
+    """Who may use the admin API, and what has to run for that. Raises SetupError."""
+    access = OperatorAccess(certificate=settings.tls_client_ca is not None)
+    if not settings.oidc_issuer:
+        if settings.oidc_audience or settings.oidc_role:
+            raise SetupError("--oidc-audience and --oidc-role say nothing without --oidc-issuer.")
+        return access, []
+    try:
+        from embedmesh.gateway.issuer_keys import IssuerKeys
+        from embedmesh.gateway.oidc import SIGN_IN_CHARS_MAX, Operators, sign_in_terms
+    except ImportError:
+        raise SetupError("--oidc-issuer needs another package: pip install 'embedmesh[oidc]'.") from None
+    terms = sign_in_terms(settings)
+    issuer = IssuerKeys(terms.issuer, clock)
+    keys = Operators(terms, store.keys, issuer, clock)
+    return access._replace(keys=keys, token_chars_max=SIGN_IN_CHARS_MAX), [issuer.run()]
 
 
 def _jobs(

@@ -40,7 +40,7 @@ from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
-from embedmesh.system import raise_file_limit
+from embedmesh.system import raise_file_limit, this_user
 
 log = logging.getLogger("embedmesh.gateway")
 
@@ -136,7 +136,7 @@ async def run(
     stopped = asyncio.create_task(ending.stop_event.wait())
     background = [asyncio.ensure_future(each) for each in (*gateway.background, *watches)]
     try:
-        await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
+        await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys), by=this_user())
         await gateway.fleet.roster.reload()
         await gateway.files.open()
     except StoreUnavailable as error:

@@ -5,7 +5,7 @@ import itertools
 import resource
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -37,8 +37,14 @@ class Origins:
         return _named(address)
 
     def of_request(self, request: web.BaseRequest) -> str:
-        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        return self.of(peer, request.headers.get("X-Forwarded-For"))
+        return self.of(_peer(request), request.headers.get("X-Forwarded-For"))
+
+    def address_of(self, request: web.BaseRequest) -> str:
+        """The address itself that a request comes from, as far as it is known."""
+        peer = _peer(request)
+        direct = _address(peer[0]) if isinstance(peer, tuple) else None
+        behind = None if self.of_peer(peer) is not None else _address(_last(request.headers.get("X-Forwarded-For")))
+        return str(behind or direct or LOCAL_ORIGIN)
 
     def of(self, peer: object, forwarded: str | None) -> str:
         """The origin of a request from `peer`, with that `X-Forwarded-For` header or none.
@@ -48,8 +54,17 @@ class Origins:
         origin = self.of_peer(peer)
         if origin is not None:
             return origin
-        seen = _address((forwarded or "").rpartition(",")[2].strip())
+        seen = _address(_last(forwarded))
         return _named(seen) if seen is not None else LOCAL_ORIGIN
+
+
+def _peer(request: web.BaseRequest) -> Any:
+    return request.transport.get_extra_info("peername") if request.transport is not None else None
+
+
+def _last(forwarded: str | None) -> str:
+    """What the nearest proxy has written into `X-Forwarded-For`."""
+    return (forwarded or "").rpartition(",")[2].strip()
 
 
 def _address(text: object) -> IPv4Address | IPv6Address | None:

@@ -51,13 +51,13 @@ def _make_keys(data_dir: Path, base_url: str, store: str | Path) -> Credentials:
     return Credentials(base_url=base_url, api_key=api_key, admin_key=admin_key, account=BOOTSTRAP_ACCOUNT)
 
 
-def open_books(data_dir: Path, store: str | Path, *, migrating: bool = False) -> Books:
+def open_books(data_dir: Path, store: str | Path, *, migrating: bool = False, for_others: bool = False) -> Books:
     """The books of a store whose key secret is in a data directory; created if missing. Raises SetupError.
 
-    Set `migrating` only just before a gateway starts: see Books.open.
+    Set `migrating` only just before a gateway starts, `for_others` where others than this user act: see Books.open.
     """
     secret = partial(load_secret, secret_path(data_dir))
-    return Books.open(store, clock=SystemClock(), secret=secret, migrating=migrating)
+    return Books.open(store, clock=SystemClock(), secret=secret, migrating=migrating, for_others=for_others)
 
 
 def key_defaults(settings: GatewaySettings) -> Limits:

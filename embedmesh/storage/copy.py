@@ -139,7 +139,7 @@ def _prove(old: Db, new: PostgresDb, tables: Sequence[str]) -> str:
                 f"The {which} store is not right ({first.promise}: {first.subject}: {first.detail}): nothing was "
                 "copied. See `embedmesh ledger check --offline`."
             )
-    if was.head != now.head or was.tallies != now.tallies:
+    if (was.head, was.audit, was.tallies) != (now.head, now.audit, now.tallies):
         raise InvalidValue("The new store is not the old one: nothing was copied.")
     for table in tables:
         numbers = [name for name, kind in _columns(new, table) if kind in ("bigint", "smallint")]

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from embedmesh.rules.acts import Act, Actor, Verb, changed
 from embedmesh.rules.errors import Failure, Overloaded
 from embedmesh.rules.limits import PAGE_ROWS_MAX, PENDING_NODES_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.acts import WriteActs
 from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.sealed import Seal
@@ -64,11 +66,12 @@ class InviteRow(msgspec.Struct, frozen=True):
 
 
 class NodeBooks:
-    """The nodes of one store. Every method raises StoreUnavailable."""
+    """The nodes of one store. Every method raises StoreUnavailable. What has an actor makes a row of the audit."""
 
-    def __init__(self, reads: Reads, write: WriteDurably, clock: Clock, key_secret: bytes) -> None:
+    def __init__(self, reads: Reads, write: WriteDurably, act: WriteActs, clock: Clock, key_secret: bytes) -> None:
         self._reads = reads
         self._write = write
+        self._act = act
         self._clock = clock
         self._seal = Seal(key_secret)
 
@@ -96,24 +99,33 @@ class NodeBooks:
         """Keep a node as it is now, its receipts apart (see note_receipts). Raises Overloaded."""
         return await self.update(record.node_id, lambda kept: record)
 
-    async def update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> SavedNode:
+    async def update(
+        self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord], by: tuple[Actor, Verb] | None = None
+    ) -> SavedNode:
         """Keep what `change` makes of a node as it is kept now; no other gateway's change comes in between.
+
+        `by`: who decides that, and what it is. Without, it is the node itself, or the gateway.
 
         Raises what `change` raises, a Failure, and Overloaded where one more pending node is too many; then nothing has
         changed.
         """
 
-        def write(db: Db, now_ms: int) -> SavedNode | Failure:
+        def write(db: Db, now_ms: int) -> tuple[SavedNode | Failure, Sequence[Act]]:
             db.execute(NODES_SQL["lock_node"], {"node_id": node_id})
             rows = db.execute(NODES_SQL["one_node"], {"node_id": node_id}).fetchall()
+            kept = self._record(rows[0]) if rows else None
             try:
-                record = change(self._record(rows[0]) if rows else None)
+                record = change(kept)
                 forgotten = self._make_room(db, now_ms) if record.standing is Standing.PENDING and not rows else None
             except Failure as failure:
-                return failure
-            return SavedNode(self._keep(db, record), forgotten)
+                return failure, ()
+            acts = () if by is None else (Act(by[1], node_id, _difference(kept, record)),)
+            return SavedNode(self._keep(db, record), forgotten), acts
 
-        saved = await self._write(write)
+        if by is None:
+            saved = await self._write(lambda db, now_ms: write(db, now_ms)[0])
+        else:
+            saved = await self._act(by[0], write)
         if isinstance(saved, Failure):
             raise saved
         return saved
@@ -126,11 +138,16 @@ class NodeBooks:
         """Remember how far a node's log was checked."""
         await self._run("note_receipts", {"node_id": node_id, "receipts_count": count, "receipts_head": head})
 
-    async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
+    async def note(self, act: Act, by: Actor) -> None:
+        """An act that changes nothing in the store."""
+        await self._act(by, lambda db, now_ms: (None, (act,)))
+
+    async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int, by: Actor) -> None:
         """Keep a new join token."""
         sealed = self._seal.close(verifier, what="invite", whose=invite_id)
         row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
-        await self._run("insert_invite", row)
+        act = Act(Verb.INVITE_CREATE, invite_id, {"expires_ms": expires_ms})
+        await self._run("insert_invite", row, (by, act))
 
     async def use_invite(self, invite_id: str, node_id: str) -> bool:
         """Whether this node is the one that used it up: now, or before."""
@@ -142,13 +159,21 @@ class NodeBooks:
 
         return bool(await self._write(write))
 
-    async def revoke_invite(self, invite_id: str) -> bool:
+    async def revoke_invite(self, invite_id: str, by: Actor) -> bool:
         """End an invite; False where it is not open."""
-        return bool(await self._run("revoke_invite", {"invite_id": invite_id}))
+        act = Act(Verb.INVITE_REVOKE, invite_id)
+        return bool(await self._run("revoke_invite", {"invite_id": invite_id}, (by, act)))
 
-    async def _run(self, statement: str, row: dict[str, Any]) -> int:
-        """Durably run one statement; how many rows it changed."""
-        return await self._write(lambda db, now_ms: db.execute(NODES_SQL[statement], {"now_ms": now_ms} | row).rowcount)
+    async def _run(self, statement: str, row: dict[str, Any], acted: tuple[Actor, Act] | None = None) -> int:
+        """Durably run one statement, an act if it changes anything; how many rows it changed."""
+
+        def write(db: Db, now_ms: int) -> int:
+            return int(db.execute(NODES_SQL[statement], {"now_ms": now_ms} | row).rowcount)
+
+        if acted is None:
+            return await self._write(write)
+        actor, act = acted
+        return await self._act(actor, lambda db, now_ms: (done := write(db, now_ms), (act,) if done else ()))
 
     def _make_room(self, db: Db, now_ms: int) -> str | None:
         """Make room for one more pending node; which one was forgotten, if one had to be. Raises Overloaded."""
@@ -178,3 +203,17 @@ class NodeBooks:
         fields["secret"] = self._seal.open(fields["secret"], what="node", whose=fields["node_id"])
         fields["trusted"], fields["draining"] = bool(fields["trusted"]), bool(fields["draining"])
         return NodeRecord(**fields)
+
+
+def _difference(before: NodeRecord | None, after: NodeRecord) -> dict[str, Any]:
+    """What an operator has changed of a node. Of a secret only whether there was one, and is one."""
+    difference = changed({} if before is None else _shown(before), _shown(after))
+    secrets = [b"" if before is None else before.secret, after.secret]
+    return difference if secrets[0] == secrets[1] else difference | {"secret": [bool(each) for each in secrets]}
+
+
+def _shown(record: NodeRecord) -> dict[str, Any]:
+    names = ("address", "inputs_max", "in_flight_max", "trusted", "weight", "draining", "quarantined")
+    shown: dict[str, Any] = {name: getattr(record, name) for name in names}
+    models = {offer.id: {"price": offer.price, "name": offer.name} for offer in record.offers}
+    return shown | {"standing": record.standing.value, "models": models}

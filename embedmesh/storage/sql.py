@@ -25,6 +25,7 @@ def load(file: str) -> dict[str, str]:
 
 
 ACCOUNTS_SQL = load("accounts.sql")
+ACTS_SQL = load("acts.sql")
 BATCHES_SQL = load("batches.sql")
 CHAIN_SQL = load("chain.sql")
 CLAIMS_SQL = load("claims.sql")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from embedmesh.deadline import within
+from embedmesh.rules.acts import Act, Actor
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest, StreamNote
 from embedmesh.rules.ports import Clock
@@ -27,6 +28,7 @@ from embedmesh.storage.files import FileRows
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.jobs import StoredJobs
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.acts import ActedChange
 from embedmesh.storage.ledger.batch import BATCH_WRITES_MAX
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.extend_holds import ExtendHolds
@@ -81,7 +83,7 @@ class Store:
         self.prices = PriceList(self._reads, self.changes, clock)
         self.rate_limits = LeasedRateLimits(self._write, clock)
         self.slots = LeasedSlots(self._outcome, opened.instance.name, self._reads, self.changes, clock)
-        self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
+        self.nodes = NodeBooks(self._reads, self._write, self._act, clock, key_secret)
         self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats, self._capture_exact)
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
         self.locks = StoredLocks(
@@ -296,6 +298,10 @@ class Store:
     async def _write(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> T:
         """Run a function with the next batch; its result comes once that is durable. Raises StoreUnavailable."""
         return await self._outcome(Change(write, accounts))
+
+    async def _act(self, actor: Actor, write: Callable[[Db, int], tuple[T, Sequence[Act]]]) -> T:
+        """The same for what somebody does: with the rows of the acts that it returns besides its result."""
+        return await self._outcome(ActedChange(write, actor))
 
     async def _outcome(self, write: WaitedWrite[T]) -> T:
         self._writer.submit(write)

@@ -26,6 +26,7 @@ from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys, parse_limi
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
+from embedmesh.system import this_user
 from tests.commands.conftest import run_offline
 from tests.commands.edge import start
 
@@ -537,3 +538,29 @@ def test_no_text_of_a_statement_begins_a_row(end: str) -> None:
     write_csv(file, [dict.fromkeys(STATEMENT_COLUMNS) | {"reference": f"paid{end}=1+1"}])
     _, cells = csv.reader(io.StringIO(file.getvalue(), newline=""))
     assert cells[STATEMENT_COLUMNS.index("reference")] == f"paid{end}=1+1"
+
+
+def test_what_is_done_without_a_gateway_is_in_the_audit(run: Run) -> None:
+    """By the user of the machine: the first start, too; the table and JSON say the same."""
+    told(run("accounts", "create", "team", "--credit-limit", "2"))
+    key = shown(run("keys", "create", "team", "--name", "a private name", "--json"))
+    told(run("keys", "revoke", key["key_id"]))
+    told(run("accounts", "credit", "team", "1", "--reference", "\x1b[2Jwire"))
+    rows = shown(run("audit", "--json"))
+    me = this_user()
+    assert {(row["actor"], row["origin"]) for row in rows} == {(me.name, me.origin)}
+    assert [row["act"] for row in reversed(rows)] == [
+        "account.create", "account.credit", "key.create", "key.create",  # the first start
+        "account.create", "key.create", "key.revoke", "account.credit",
+    ]  # fmt: skip
+    assert [row["act"] for row in shown(run("audit", "--object", key["key_id"], "--limit", "1", "--json"))] == [
+        "key.revoke"
+    ]
+    text = told(run("audit"))
+    assert "\x1b" not in text and "a private name" not in text
+    assert "credit_limit_nanousd 2000000000" in text and f"key.revoke      {key['key_id']}" in text
+    assert told(run("audit", "--act", "price")) == "No such act.\n"
+    refused = run("audit", "--act", "key.forget")
+    assert refused.exit_code == 2 and "key.revoke" in refused.stderr
+    assert f"audit: {len(rows)} acts, head {rows[0]['hash']}\n" in told(run("ledger", "check"))
+    told(run("ledger", "check", "--head", rows[3]["hash"]))

@@ -36,6 +36,7 @@ from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.files_api import FilesApi
@@ -48,6 +49,7 @@ from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
+from embedmesh.gateway.api.routes import OperatorAccess
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
@@ -65,6 +67,7 @@ from embedmesh.jobs.runner import Runner
 from embedmesh.node.app import CompactDone
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import SignedApi
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
@@ -91,6 +94,7 @@ BEAT_S = 0.02
 ADDING_S = 0.2
 WITHIN_S = 5.0  # a few milliseconds; the rest is for a busy machine
 IDS = [[1, 2], [3]]
+BY = Actor("user:tests", "here")
 ON_EACH_STORE = pytest.mark.parametrize("gw", ["sqlite", "postgres"], indirect=True, scope="module")
 
 
@@ -149,10 +153,12 @@ class Gateway:
         lookup: Lookup,
         beat_s: float,
         origins: Origins,
+        access: OperatorAccess | None = None,
     ) -> None:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
         self.books_thread = BooksThread(open_books)
+        self.reloads = ReloadRequests()
         self.callers_thread = BooksThread(open_books, first=self.books_thread)
         self.checks_thread = BooksThread(open_books)
         self.clock = clock
@@ -180,7 +186,8 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             PricesApi(self.books_thread, bodies, CATALOGUE),
             LedgerApi(self.books_thread, self.checks_thread, bodies),
-            ReloadApi(self.books_thread, ReloadRequests(), bodies),
+            ReloadApi(self.books_thread, self.reloads, bodies),
+            AuditApi(self.books_thread),
         )
         self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
@@ -228,6 +235,7 @@ class Gateway:
             confidential=(store.locks, sealing),
             generating=(self.clients, leases),
             sidecars=(store.locks, Sidecars(sealing, self.clients), leases),
+            operators=access,
         )
         self.books = books
         self.keys: dict[str, str] = {}
@@ -248,7 +256,7 @@ class Gateway:
         """A join token."""
         made = make_invite(self.identity.public_key)
         expires_ms = self.clock.unix_ms() + int(lasts_s * 1000)
-        await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms)
+        await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms, BY)
         return made
 
     async def ask(self, method: str, path: str, body: object = None, *, key: str | None, **headers: str) -> Raw:
@@ -319,21 +327,23 @@ async def gateway(
     beat_s: float = BEAT_S,
     store_url: str | None = None,
     trusted: Sequence[str] = (),
+    operators: Callable[[Store], OperatorAccess] = lambda store: OperatorAccess(),
 ) -> AsyncIterator[Gateway]:
     """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
     first = isinstance(path, str) or not path.exists()
 
-    def open_books() -> Books:
-        return Books.open(path, clock=clock, secret=lambda engine: SECRET)
+    def open_books(*, for_others: bool = True) -> Books:
+        return Books.open(path, clock=clock, secret=lambda engine: SECRET, for_others=for_others)
 
-    with open_books() as books:
+    with open_books(for_others=False) as books:
         if first:
             books.accounts.create("a")
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         policy, origins = Policy(networks), Origins(trusted)
-        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
+        access = operators(store)
+        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins, access)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]

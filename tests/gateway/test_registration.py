@@ -215,12 +215,12 @@ async def test_an_approval_is_not_lost_to_a_node_that_asks_at_that_moment(gw: Ga
         asking = asyncio.create_task(applicant.ask())
         for _ in range(pause):
             await asyncio.sleep(0)
-        await gw.roster.change(applicant.node_id, standing=Standing.ADMITTED)
+        await gw.roster.change(applicant.node_id, None, standing=Standing.ADMITTED)
         await asking
         assert gw.roster.record(applicant.node_id).standing is Standing.ADMITTED
         [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
         assert kept.standing is Standing.ADMITTED
-        await gw.roster.change(applicant.node_id, standing=Standing.PENDING)
+        await gw.roster.change(applicant.node_id, None, standing=Standing.PENDING)
 
 
 async def test_a_removed_node_is_not_taken_back(gw: Gateway, applicant: Applicant) -> None:

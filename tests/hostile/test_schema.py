@@ -122,6 +122,7 @@ OPERATIONS = [
     ("/v1/admin/payables", "GET"),
     ("/v1/admin/payouts", "POST"),
     ("/v1/admin/ledger", "GET"),
+    ("/v1/admin/audit", "GET"),
 ]
 REFERENCE: Json = json.loads(Path(__file__).with_name("reference_schema.json").read_bytes())["$defs"]
 ORIGINAL = "../reference/create_embeddings_openapi.yaml"

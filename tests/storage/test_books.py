@@ -143,6 +143,7 @@ BREAKING = {
         "ALTER TABLE more RENAME TO locks",
         "INSERT INTO locks SELECT * FROM locks",
     ],
+    "audit_holds": ["UPDATE acts SET object_id = 'b' WHERE act_id = 1"],
     "chain_holds": ["UPDATE transfers SET created_ms = created_ms + 1 WHERE kind = 'refund'"],
 }
 BREAKING_SQLITE = {

@@ -24,9 +24,12 @@ def test_a_blocks_hash_is_the_same_in_every_release() -> None:
 @pytest.mark.parametrize(
     ("tampering", "says"),
     [
-        ("UPDATE transfers SET amount = 9 WHERE transfer_id = 4", "transfers 3 to 4 were changed"),
-        ("DELETE FROM transfers WHERE transfer_id > 2", "transfers 3 to 4 were changed"),
-        ("UPDATE blocks SET last_transfer = 5 WHERE last_transfer = 4", "transfers 3 to 5 were changed"),
+        ("UPDATE transfers SET amount = 9 WHERE transfer_id = 4", "transfers 3 to 4, or acts up to 5, were changed"),
+        ("DELETE FROM transfers WHERE transfer_id > 2", "transfers 3 to 4, or acts up to 5, were changed"),
+        (
+            "UPDATE blocks SET last_transfer = 5 WHERE last_transfer = 4",
+            "transfers 3 to 5, or acts up to 5, were changed",
+        ),
         ("SELECT 1", None),
     ],
 )
@@ -54,4 +57,4 @@ async def test_a_chain_that_does_not_fit_from_its_beginning_vouches_for_nothing(
     with shop.by_hand() as db:
         without_defences(db)
         db.execute("DELETE FROM transfers")
-        assert follow(db) == (ChainHead(START.hex(), 0, 0), "transfers 1 to 1 were changed")
+        assert follow(db) == (ChainHead(START.hex(), 0, 0), "transfers 1 to 1, or acts up to 2, were changed")

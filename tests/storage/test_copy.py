@@ -21,6 +21,7 @@ from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.nodes import NodeRecord
 from embedmesh.storage.postgres.database import PostgresEngine
 from embedmesh.storage.sqlite.database import SqliteEngine
+from embedmesh.system import this_user
 from tests.storage.batching import begun, completed, new_key, results_of, work_off
 from tests.storage.shop import LASTS_MS, Shop, charge
 from tests.storage.test_jobs import opened
@@ -64,7 +65,7 @@ async def full(shop: Shop) -> str:
     await store.slots.take(caller, shop.clock.now_ms + LASTS_MS)
     record = NodeRecord(node_id="n1", standing=Standing.ADMITTED, public_key=bytes(32), inputs_max=1, secret=b"session")
     await store.nodes.save(record)
-    await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1)
+    await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1, this_user())
     lease, units = await begun(store, shop, key.key_id)
     await work_off(store, lease, units[:1], key.key_id, failing=1)
     await (await opened(store, shop, 20, key_id=key.key_id)).pay(store, "one")

@@ -14,7 +14,7 @@ from embedmesh.storage.ledger.chain import START, link
 from embedmesh.storage.ledger.check import check
 from embedmesh.storage.ledger.lost_holds import note_text
 from embedmesh.storage.migrate import migrate, newest
-from embedmesh.storage.sql import CHAIN_SQL, migrations
+from embedmesh.storage.sql import migrations
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.storage.shop import HandClock, charge, secret
@@ -115,6 +115,7 @@ def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: PostgresServe
     db.close()
 
 
+OLD_BLOCK = "INSERT INTO blocks VALUES (:last_transfer, :transfers, :hash, :now_ms)"
 BEFORE_TABS = """
 INSERT INTO accounts (account_id, kind, created_ms) VALUES ('a', 'customer', 0), ('node:n1', 'node', 0);
 INSERT INTO keys (key_id, account_id, name, token_hash, scopes, created_ms)
@@ -151,7 +152,7 @@ def test_a_store_from_before_tabs_keeps_all_that_it_had(kind: str, tmp_path: Pat
         "hash": link(START, rows),
         "now_ms": 4,
     }
-    db.execute(CHAIN_SQL["insert_block"], block)
+    db.execute(OLD_BLOCK, block)
     kept = "SELECT * FROM transfers ORDER BY transfer_id", "SELECT * FROM usage", "SELECT * FROM entries ORDER BY 1, 2"
     before = [[tuple(row) for row in db.execute(table).fetchall()] for table in kept]
     migrate(engine, db)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.errors import Overloaded, StoreUnavailable
 from embedmesh.rules.limits import PENDING_NODES_MAX
 from embedmesh.rules.membership import Offer, Standing
@@ -17,6 +18,7 @@ from tests.storage.shop import Shop
 
 OFFER = Offer("acme/tiny", 4, 8, "0" * 64, "exact", 12)
 SESSION = b"the session keys of this node, in the plain"
+BY = Actor("user:tests", "here")
 VERIFIER = b"what checks the proof of this invite"
 
 
@@ -149,7 +151,7 @@ async def test_how_far_a_log_was_checked_is_not_undone_by_a_change(shop: Shop, s
 
 
 async def make_invite(shop: Shop, store: Store, invite_id: str = "i", *, lasts_ms: int = 60_000) -> None:
-    await store.nodes.add_invite(invite_id, VERIFIER, "a note", shop.clock.now_ms + lasts_ms)
+    await store.nodes.add_invite(invite_id, VERIFIER, "a note", shop.clock.now_ms + lasts_ms, BY)
 
 
 async def test_an_invite_is_used_once_by_one_node(shop: Shop, store: Store) -> None:
@@ -172,12 +174,12 @@ async def test_an_invite_is_used_once_by_one_node(shop: Shop, store: Store) -> N
 async def test_an_invite_that_is_not_open_is_none(shop: Shop, store: Store, why: str) -> None:
     await make_invite(shop, store)
     if why == "revoked":
-        assert await store.nodes.revoke_invite("i")
+        assert await store.nodes.revoke_invite("i", BY)
     shop.clock.now_ms += {"expired": 60_001, "just expired": 60_000}.get(why, 0)
     asked = "another" if why == "unknown" else "i"
     assert await store.nodes.invite(asked, "node_1") is None
     assert not await store.nodes.use_invite(asked, "node_1")
-    assert not await store.nodes.revoke_invite(asked)
+    assert not await store.nodes.revoke_invite(asked, BY)
     assert (await store.nodes.invites())[0].used_ms is None
 
 
@@ -185,7 +187,7 @@ async def test_a_used_invite_is_not_revoked(shop: Shop, store: Store) -> None:
     """Its node has joined: that is ended by removing the node."""
     await make_invite(shop, store)
     assert await store.nodes.use_invite("i", "node_1")
-    assert not await store.nodes.revoke_invite("i")
+    assert not await store.nodes.revoke_invite("i", BY)
     assert await store.nodes.invite("i", "node_1") == VERIFIER
 
 

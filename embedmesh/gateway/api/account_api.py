@@ -158,7 +158,8 @@ class AccountApi(Api):
             expires_ms = own.expires_ms if new.expires_ms is UNSET else new.expires_ms
             return books.keys.create_below(own.key_id, new.scopes, name=new.name, expires_ms=expires_ms, limits=limits)
 
-        return new_key(*await self._ask(call, make), self._clock.unix_ms())
+        made = await self._books.ask(make, call.caller.account_id, by=call.by)
+        return new_key(*made, self._clock.unix_ms())
 
     async def revoke_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Revoke a key.
@@ -173,7 +174,7 @@ class AccountApi(Api):
                 raise InsufficientScope("Only the operator, or a key with the scope `admin`, can revoke such a key.")
             return revoked(books, key_id, caller.account_id)
 
-        return self._reply(await self._ask(call, end))
+        return self._reply(await self._books.ask(end, caller.account_id, by=call.by))
 
     async def _ask(self, call: ApiCall[Any, Any], do: Callable[[Books], T]) -> T:
         return await self._books.ask(do, call.caller.account_id)

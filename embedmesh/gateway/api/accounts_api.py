@@ -20,7 +20,7 @@ from embedmesh.gateway.api.replies import (
     page_of,
     reply_of,
 )
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
@@ -94,7 +94,7 @@ class AccountsApi(Api):
         limit, cache = call.body.credit_limit_nanousd, call.body.cache
         return _reply(
             await self._books.ask(
-                lambda books: books.accounts.create(call.body.id, credit_limit_nanousd=limit, cache=cache)
+                lambda books: books.accounts.create(call.body.id, credit_limit_nanousd=limit, cache=cache), by=call.by
             )
         )
 
@@ -110,7 +110,7 @@ class AccountsApi(Api):
         changes = given(call.body)
         if not changes:
             raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
-        return _reply(await self._books.ask(lambda books: books.accounts.change(call.parameter, **changes)))
+        return _reply(await self._books.ask(lambda books: books.accounts.change(call.parameter, **changes), by=call.by))
 
     async def credit_account(self, call: ApiCall[CreditRequest, None]) -> Moved:
         """Credit an account, or take money back.
@@ -118,7 +118,9 @@ class AccountsApi(Api):
         Once for each reference: `applied` is false if that was done before.
         """
         amount, reference = call.body.amount_nanousd, call.body.reference
-        applied = await self._books.ask(lambda books: books.accounts.credit(call.parameter, amount, reference))
+        applied = await self._books.ask(
+            lambda books: books.accounts.credit(call.parameter, amount, reference), by=call.by
+        )
         return Moved(applied, amount, reference)
 
     async def get_statement(self, call: ApiCall[None, StatementQuery]) -> StatementPage:
@@ -138,12 +140,12 @@ class AccountsApi(Api):
         return StatementPage("list", lines, len(found) > limit, from_ms, to_ms, opening)
 
     ROUTES = (
-        Route("GET", "/v1/admin/accounts", ADMIN_KEY, list_accounts, failures=(NotFound,)),
+        Route("GET", "/v1/admin/accounts", READ_KEY, list_accounts, failures=(NotFound,)),
         Route("POST", "/v1/admin/accounts", ADMIN_KEY, create_account),
-        Route("GET", "/v1/admin/accounts/{account_id}", ADMIN_KEY, get_an_account),
+        Route("GET", "/v1/admin/accounts/{account_id}", READ_KEY, get_an_account),
         Route("POST", "/v1/admin/accounts/{account_id}", ADMIN_KEY, change_account),
         Route(
             "POST", "/v1/admin/accounts/{account_id}/credits", ADMIN_KEY, credit_account, failures=(InsufficientQuota,)
         ),
-        Route("GET", "/v1/admin/accounts/{account_id}/statement", ADMIN_KEY, get_statement),
+        Route("GET", "/v1/admin/accounts/{account_id}/statement", READ_KEY, get_statement),
     )

@@ -18,7 +18,7 @@ from embedmesh.gateway.api.models_api import ModelsApi
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
-from embedmesh.gateway.api.routes import Api, router
+from embedmesh.gateway.api.routes import Api, OperatorAccess, router
 from embedmesh.gateway.api.traced_api import embeddings_api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.http.connections import Origins
@@ -60,16 +60,16 @@ class GatewayApp:
         confidential: tuple[Locks, SealedNodes] | None = None,
         generating: tuple[GeneratingClient, Leases] | None = None,
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
-        admin_certificate: bool = False,
         traced: RequestTracing | None = None,
+        operators: OperatorAccess | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
         A caller has to read a reply within `write_s` seconds.
         """
         self._world, self._registry = world, registry
-        self._admin_certificate = admin_certificate
-        origins = origins or Origins()
+        self._operators = operators or OperatorAccess()
+        self._origins = origins = origins or Origins()
         self._room, self._bodies = Room(in_flight_max, FULL.format(in_flight_max)), bodies
         room = self._room
         self.metrics = Metrics(lambda: self._readings() | {"in_flight": room.taken, **gauges()}, workers)
@@ -118,8 +118,9 @@ class GatewayApp:
     def routes(self) -> Routes:
         """All paths and methods. Anything else is refused."""
         keys, limits = self._world.keys, self._world.rate_limits
-        counts = self.metrics.route
-        return router(self._apis, keys, limits, admin_certificate=self._admin_certificate, counts=counts)
+        operators = self._operators._replace(refused=self.metrics.admin_refused.inc)
+        origin_of, counts = self._origins.address_of, self.metrics.route
+        return router(self._apis, keys, limits, operators=operators, origin_of=origin_of, counts=counts)
 
     def _readings(self) -> dict[str, Any]:
         return {name: value for api in self._apis for name, value in api.readings().items()}

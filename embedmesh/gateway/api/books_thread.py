@@ -14,6 +14,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TypeVar
 
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.errors import SetupError, StoreUnavailable
 from embedmesh.rules.limits import BOOKS_ANSWER_S, BOOKS_WAITING_MAX
 from embedmesh.rules.shares import Room
@@ -54,8 +55,8 @@ class BooksThread:
         # A daemon, unlike an executor's thread: a call that hangs in the store must not keep the process from ending.
         threading.Thread(target=self._work_on, name="books", daemon=True).start()
 
-    async def ask(self, do: Callable[[Books], T], account_id: str = "") -> T:
-        """The result of `do`, in the account's turn; operators have no account.
+    async def ask(self, do: Callable[[Books], T], account_id: str = "", by: Actor | None = None) -> T:
+        """The result of `do`, in the account's turn; operators have no account. Without `by`, `do` can change nothing.
 
         Raises what `do` raises, Overloaded, and StoreUnavailable. A call that has begun runs to its end in the thread,
         even if nobody waits for it any more.
@@ -65,7 +66,7 @@ class BooksThread:
         deadline = asyncio.timeout(self._answer_s)
         try:
             async with deadline:
-                return await self._in_turn(do, account_id)
+                return await self._in_turn(do if by is None else lambda books: books.by(by, do), account_id)
         except TimeoutError:
             if not deadline.expired():
                 raise

@@ -13,12 +13,13 @@ from embedmesh.fleet.probe import PACED_PROBE_S
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.gateway.api.fleet_replies import NodeReply, node_reply
 from embedmesh.gateway.api.replies import ReplyList, doc
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, ApiReply, RawHandler, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, ApiReply, RawHandler, Route, actor_of
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
+from embedmesh.rules.acts import Act, Verb
 from embedmesh.rules.limits import (
     MODEL_ID_CHARS_MAX,
     NODE_NAME_CHARS_MAX,
@@ -125,7 +126,7 @@ class FleetApi(Api):
         once it has answered a probe correctly; the reply waits for that, or says what failed.
         """
         record = self._upstream(call.body)
-        await self._roster.add_upstream(record)
+        await self._roster.add_upstream(record, call.by)
         for look in range(int(ADDING_S_MAX / ADDING_LOOK_S)):  # so that the reply says whether it works
             if not _undecided(self._registry.find(record.node_id), look * ADDING_LOOK_S, self._adding_s):
                 break
@@ -139,11 +140,13 @@ class FleetApi(Api):
     async def act_on_node(self, request: web.BaseRequest) -> web.StreamResponse:
         """Decide about a node. The decision takes effect at once, and is kept. Only `weight` has a body."""
         name, _, action = request[PATH_REMAINDER].rpartition("/")
-        body = await small_body(request, self.bodies)
+        body, by = await small_body(request, self.bodies), actor_of(request)
         node = self._registry.find(name)
         if node is not None and node.kind == LOCAL:
             if action not in LOCAL_NODE_ACTIONS:
                 raise errors.InvalidValue("This machine's own node can only be drained and resumed.")
+            change_to = [node.draining, action == "drain"]
+            await self._roster.note(Act(Verb(f"node.{action}"), name, {"draining": change_to}), by)
             self._registry.drain(node, action == "drain")
             return json_reply(self._one(name))
         record = self._find(name)
@@ -158,7 +161,7 @@ class FleetApi(Api):
             raise errors.NotFound(f"The actions on a node are {', '.join(ACTIONS)} and weight.")
         if action == "approve" and record.standing is Standing.REMOVED:
             raise errors.InvalidValue("A removed node stays removed. Let it join with a new identity.")
-        await self._roster.change(record.node_id, **change)
+        await self._roster.change(record.node_id, (by, Verb(f"node.{action}")), **change)
         return json_reply(self._one(record.node_id))
 
     def _upstream(self, new: UpstreamRequest) -> NodeRecord:
@@ -216,9 +219,9 @@ class FleetApi(Api):
         return node_reply(record, node, member, self._registry, self._clock)
 
     ROUTES = (
-        Route("GET", "/v1/admin/nodes", ADMIN_KEY, list_nodes),
+        Route("GET", "/v1/admin/nodes", READ_KEY, list_nodes),
         Route("POST", "/v1/admin/nodes", ADMIN_KEY, add_upstream),
-        Route("GET", "/v1/admin/nodes/{node_id}", ADMIN_KEY, get_node),
+        Route("GET", "/v1/admin/nodes/{node_id}", READ_KEY, get_node),
         Route(
             "POST",
             "/v1/admin/nodes/{node_id}/{action}",

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from embedmesh.gateway.api.replies import Always, Count, ReplyList, reply_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.limits import INVITE_NOTE_CHARS_MAX, INVITE_S_MAX
@@ -80,17 +80,17 @@ class InvitesApi(Api):
             raise InvalidValue(f"A note has at most {INVITE_NOTE_CHARS_MAX} characters.", param="note")
         made = make_invite(self._public_key)
         expires_ms = self._clock.unix_ms() + expires_in_s * 1000
-        await self._books.add_invite(made.invite_id, verifier(made.secret), note, expires_ms)
+        await self._books.add_invite(made.invite_id, verifier(made.secret), note, expires_ms, call.by)
         return NewInvite(made.invite_id, made.text, expires_ms)
 
     async def revoke_invite(self, call: ApiCall[None, None]) -> RevokedInvite:
         """Revoke an invite. Only an invite that no node has used yet."""
-        if not await self._books.revoke_invite(call.parameter):
+        if not await self._books.revoke_invite(call.parameter, call.by):
             raise NotFound("There is no open invite of that id.")
         return RevokedInvite(call.parameter, True)
 
     ROUTES = (
-        Route("GET", "/v1/admin/invites", ADMIN_KEY, list_invites),
+        Route("GET", "/v1/admin/invites", READ_KEY, list_invites),
         Route("POST", "/v1/admin/invites", ADMIN_KEY, create_invite, body_optional=True),
         Route("DELETE", "/v1/admin/invites/{invite_id}", ADMIN_KEY, revoke_invite),
     )

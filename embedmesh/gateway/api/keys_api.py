@@ -9,7 +9,7 @@ from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest, given
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, doc, key_reply, new_key, page_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import ModelNotFound, NotFound
 from embedmesh.rules.limits import ACCOUNT_KEYS_MAX
@@ -55,7 +55,7 @@ class KeysApi(Api):
             expires_ms = None if new.expires_ms is UNSET else new.expires_ms
             return books.keys.create(new.account, new.scopes, name=new.name, expires_ms=expires_ms, limits=limits)
 
-        return new_key(*await self._books.ask(make), self._clock.unix_ms())
+        return new_key(*await self._books.ask(make, by=call.by), self._clock.unix_ms())
 
     async def get_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Get a key."""
@@ -70,7 +70,7 @@ class KeysApi(Api):
                 changes["limits"] = call.body.limits.over(books.keys.find(call.parameter).limits, self._catalogue)
             return books.keys.change(call.parameter, **changes)
 
-        return self._reply(await self._books.ask(write))
+        return self._reply(await self._books.ask(write, by=call.by))
 
     async def rotate_key(self, call: ApiCall[RotateRequest, None]) -> NewKey:
         """Replace a key.
@@ -78,7 +78,9 @@ class KeysApi(Api):
         The new key may do the same and has spent what the old one has. The old one ends later, so that nobody is locked
         out; until then it shares the new key's limits.
         """
-        new = await self._books.ask(lambda books: books.keys.rotate(call.parameter, overlap_s=call.body.overlap_s))
+        new = await self._books.ask(
+            lambda books: books.keys.rotate(call.parameter, overlap_s=call.body.overlap_s), by=call.by
+        )
         return new_key(*new, self._clock.unix_ms())
 
     async def revoke_any_key(self, call: ApiCall[None, None]) -> KeyReply:
@@ -86,13 +88,13 @@ class KeysApi(Api):
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
         """
-        return self._reply(await self._books.ask(lambda books: revoked(books, call.parameter)))
+        return self._reply(await self._books.ask(lambda books: revoked(books, call.parameter), by=call.by))
 
     def _reply(self, key: Key) -> KeyReply:
         return key_reply(key, self._clock.unix_ms())
 
     ROUTES = (
-        Route("GET", "/v1/admin/keys", ADMIN_KEY, list_all_keys, failures=(NotFound,)),
+        Route("GET", "/v1/admin/keys", READ_KEY, list_all_keys, failures=(NotFound,)),
         Route(
             "POST",
             "/v1/admin/keys",
@@ -101,7 +103,7 @@ class KeysApi(Api):
             failures=(ModelNotFound, NotFound),
             details=f"An account has at most {ACCOUNT_KEYS_MAX:,} active keys.",
         ),
-        Route("GET", "/v1/admin/keys/{key_id}", ADMIN_KEY, get_key),
+        Route("GET", "/v1/admin/keys/{key_id}", READ_KEY, get_key),
         Route("POST", "/v1/admin/keys/{key_id}", ADMIN_KEY, change_key, failures=(ModelNotFound,)),
         Route("DELETE", "/v1/admin/keys/{key_id}", ADMIN_KEY, revoke_any_key),
         Route("POST", "/v1/admin/keys/{key_id}/rotate", ADMIN_KEY, rotate_key, body_optional=True),

@@ -19,7 +19,7 @@ from embedmesh.gateway.api.explained_replies import (
 )
 from embedmesh.gateway.api.key_bodies import Id
 from embedmesh.gateway.api.replies import LedgerReport, Moved, PayableReply, ReplyList, reply_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
 from embedmesh.rules.metrics import MetricReadings
@@ -93,7 +93,7 @@ class LedgerApi(Api):
         """
         amount, reference = call.body.amount_nanousd, call.body.reference
         applied, refunded = await self._books.ask(
-            lambda books: books.accounts.refund(call.parameter, amount, reference)
+            lambda books: books.accounts.refund(call.parameter, amount, reference), by=call.by
         )
         return Moved(applied, refunded, reference)
 
@@ -108,7 +108,7 @@ class LedgerApi(Api):
         Once for each reference: `applied` is false if that was done before.
         """
         node, amount, reference = call.body.node, call.body.amount_nanousd, call.body.reference
-        applied = await self._books.ask(lambda books: books.accounts.pay_out(node, amount, reference))
+        applied = await self._books.ask(lambda books: books.accounts.pay_out(node, amount, reference), by=call.by)
         return Moved(applied, amount, reference)
 
     async def check_ledger(self, call: ApiCall[None, CheckQuery]) -> LedgerReport:
@@ -128,12 +128,12 @@ class LedgerApi(Api):
         return report
 
     ROUTES = (
-        Route("GET", "/v1/admin/requests/{request_id}", ADMIN_KEY, explain_request),
-        Route("GET", "/v1/admin/tabs/{tab_id}", ADMIN_KEY, explain_tab),
+        Route("GET", "/v1/admin/requests/{request_id}", READ_KEY, explain_request),
+        Route("GET", "/v1/admin/tabs/{tab_id}", READ_KEY, explain_tab),
         Route("POST", "/v1/admin/requests/{request_id}/refund", ADMIN_KEY, refund_request),
-        Route("GET", "/v1/admin/payables", ADMIN_KEY, list_payables),
+        Route("GET", "/v1/admin/payables", READ_KEY, list_payables),
         Route("POST", "/v1/admin/payouts", ADMIN_KEY, pay_out, failures=(NotFound,)),
-        Route("GET", "/v1/admin/ledger", ADMIN_KEY, check_ledger),
+        Route("GET", "/v1/admin/ledger", READ_KEY, check_ledger),
     )
 
 

@@ -31,6 +31,7 @@ OUTCOMES_OF_CODES = {"ok": "ok", "broken_off": "left", "dropped": "left"} | {
 """What the code of a request's end means: `failed` is ours to mend; any other code is, too."""
 
 INTERNAL_ERRORS = "Bugs of ours. Stays at 0."
+ADMIN_REFUSED = "Requests of the admin API refused for their key, its scopes, or their certificate."
 GATEWAY_HISTOGRAMS: dict[str, MetricWords] = {
     "request_seconds": (
         "Seconds from a request's head to its end. `outcome`: ok, left (by the caller), refused (4xx), failed (5xx).",
@@ -48,6 +49,7 @@ GATEWAY_COUNTERS: dict[str, MetricWords] = {
         "code",
     ),
     "internal_errors": INTERNAL_ERRORS,
+    "admin_refused": ADMIN_REFUSED,
     "tokens": ("Tokens charged, but for lines of batches.", "model"),
     "charged_nanousd": ("Nano-USD charged, but for lines of batches.", "model"),
     "batches_ended": ("Batches that this gateway has brought to their end, by their last state.", "state"),
@@ -117,6 +119,7 @@ class Metrics:
         self.internal_errors = prometheus_client.Counter(
             "embedmesh_internal_errors", INTERNAL_ERRORS, registry=self.registry
         )
+        self.admin_refused = prometheus_client.Counter("embedmesh_admin_refused", ADMIN_REFUSED, registry=self.registry)
         self.registry.register(Collected(lambda: families(readings(), GATEWAY_COUNTERS, GATEWAY_GAUGES)))
         ProcessCollector(registry=self.registry)
 

@@ -10,7 +10,7 @@ from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.key_bodies import Id, UnixMs, model_of
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, doc, page_of, reply_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, READ_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import InvalidValue, ModelNotFound, NotFound
 from embedmesh.rules.holds import Meter
@@ -72,12 +72,13 @@ class PricesApi(Api):
         if new.meter not in (known := price_meters(model)):
             raise InvalidValue(f"{model.id} has no price for that: use one of {', '.join(known)}.", param="meter")
         terms: dict[str, Any] = {"account_id": new.account, "from_ms": new.from_ms, "meter": new.meter}
-        return _reply(await self._books.ask(lambda books: books.prices.set(model.id, new.price, **terms)))
+        return _reply(await self._books.ask(lambda books: books.prices.set(model.id, new.price, **terms), by=call.by))
 
     async def end_price(self, call: ApiCall[None, EndPriceQuery]) -> EndedPrice:
         """End a price. Then the price for all accounts applies, or the catalogue's."""
         model, account, meter = self._model_id(call.query.model), call.query.account, call.query.meter
-        if not await self._books.ask(lambda books: books.prices.end(model, account_id=account, meter=meter)):
+        ending = self._books.ask(lambda books: books.prices.end(model, account_id=account, meter=meter), by=call.by)
+        if not await ending:
             what = "" if meter == INPUT else f" for {unit_of(meter)}"
             raise NotFound(f"No price of {model[:200]}{what} is set for {account or 'all accounts'}.")
         return EndedPrice(model, account, meter, True)
@@ -88,7 +89,7 @@ class PricesApi(Api):
         return name if model is None else model.id
 
     ROUTES = (
-        Route("GET", "/v1/admin/prices", ADMIN_KEY, list_prices),
+        Route("GET", "/v1/admin/prices", READ_KEY, list_prices),
         Route("POST", "/v1/admin/prices", ADMIN_KEY, set_price, failures=(ModelNotFound, NotFound)),
         Route("DELETE", "/v1/admin/prices", ADMIN_KEY, end_price, failures=(NotFound,)),
     )

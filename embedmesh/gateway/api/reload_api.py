@@ -114,7 +114,8 @@ class ReloadApi(Api):
             reloaded = await self._requests.ask()
         except SetupError as error:
             raise InvalidValue(f"Nothing was changed. {FOLDERS.sub('', str(error))}") from None
-        await self._books.ask(lambda books: books.tell_settings())
+        changes = msgspec.to_builtins(reloaded)
+        await self._books.ask(lambda books: books.tell_settings(changes), by=call.by)
         return reloaded
 
     ROUTES = (Route("POST", "/v1/admin/reload", ADMIN_KEY, reload_settings, failures=(InvalidValue, Overloaded)),)

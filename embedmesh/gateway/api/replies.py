@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage.books.keys import SCOPES, Key
+from embedmesh.storage.ledger.acts import AuditHead
 from embedmesh.storage.ledger.chain import ChainHead
 from embedmesh.storage.ledger.check import Broken, Recovered
 
@@ -226,12 +227,13 @@ class LedgerReport(msgspec.Struct, frozen=True):
     """What a check of the ledger found."""
 
     ok: bool
-    head_known: Annotated[bool | None, doc("Whether the chain had the head that was asked for.")]
+    head_known: Annotated[bool | None, doc("Whether the chain, or the audit, had the head that was asked for.")]
     promises: Annotated[list[str], doc("What was checked.")]
     broken: list[Broken]
     tallies: dict[str, Count]
     recovered: Annotated[list[Recovered], doc("In flight at a crash, and not charged.")]
     head: ChainHead
+    audit: AuditHead
 
 
 def reply_of(kind: type[T], row: object, **more: Any) -> T:

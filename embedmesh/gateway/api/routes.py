@@ -14,25 +14,31 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
-from embedmesh.flow.identify import identify
+from embedmesh.flow.identify import HEADER_CHARS_MAX, identify
 from embedmesh.gateway.api.metrics import CountedRequest, RouteCounts
 from embedmesh.gateway.api.queries import path_parameter, query_of
 from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
+from embedmesh.http.rendering import REQUEST_ID
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
-from embedmesh.rules.errors import Failure, InsufficientScope, StoreUnavailable
+from embedmesh.rules.acts import Actor
+from embedmesh.rules.errors import Failure, InsufficientScope, InvalidApiKey, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller, Keys, RateLimits
 from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
+ACTING_SCOPES = (ADMIN_SCOPE, "keys")  # of routes whose calls make rows of the audit, but for those that only read
+ACTOR = web.RequestKey("actor", Actor)  # set on those routes
 
 Scope = tuple[str, ...] | Literal["signed"] | None
 NO_KEY: Scope = None
 ANY_KEY: Scope = ()
 ADMIN_KEY: Scope = (ADMIN_SCOPE,)
+READ_KEY: Scope = (ADMIN_SCOPE, "admin:read")
+AUDIT_KEY: Scope = (ADMIN_SCOPE, "admin:read", "audit")
 SIGNED: Scope = "signed"  # by a node; the handler checks the signature
 
 Body = TypeVar("Body")
@@ -51,6 +57,11 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
     def caller(self) -> Caller:
         """The owner of the key."""
         return self.request[CALLER]
+
+    @property
+    def by(self) -> Actor:
+        """Who acts, on a route that changes something for operators, or keys."""
+        return actor_of(self.request)
 
 
 class ApiReply(NamedTuple):
@@ -95,6 +106,11 @@ class Route(NamedTuple):
     raw: RawHandler | None = None
 
     @property
+    def acts(self) -> bool:
+        """Whether its calls are acts: they change something for operators, or keys, and make rows of the audit."""
+        return self.method != "GET" and isinstance(self.scope, tuple) and not set(self.scope).isdisjoint(ACTING_SCOPES)
+
+    @property
     def request(self) -> Any:
         """The type of the body, or None."""
         return self.raw.request if self.raw is not None else _given(self._call[0])
@@ -134,28 +150,47 @@ class Api:
         return {}
 
 
+class OperatorAccess(NamedTuple):
+    """How the routes for operators are guarded: those for keys with the scope `admin`.
+
+    `keys` are those that are good there, with tokens of up to `token_chars_max`; None: the same as elsewhere.
+    `certificate`: a client certificate is wanted, too. `refused` is called for each request that is refused for its
+    key, its scopes or its certificate.
+    """
+
+    keys: Keys | None = None
+    token_chars_max: int = HEADER_CHARS_MAX
+    certificate: bool = False
+    refused: Callable[[], object] = lambda: None
+
+
 def router(
     apis: Iterable[Api],
     keys: Keys,
     rate_limits: RateLimits | None,
     *,
-    admin_certificate: bool = False,
+    operators: OperatorAccess | None = None,
+    origin_of: Callable[[web.BaseRequest], str] = lambda request: "",
     counts: Callable[[str], RouteCounts] | None = None,
 ) -> Routes:
     """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply.
 
-    `admin_certificate`: what asks for the scope `admin` asks for a client certificate, too. `counts` are those of a
-    path, for requests that the flow does not count.
+    `origin_of` says from where a request comes, for the audit. `counts` are those of a path, for requests that the flow
+    does not count.
     """
+    operators = operators or OperatorAccess()
     routes: dict[str, dict[str, Handler]] = {}
     for api in apis:
         for route in api.ROUTES:
             handler = api.bounded(_adapted(route, api))
             by_flow = route.raw is not None and route.raw.key_checked_by_flow
             if isinstance(route.scope, tuple) and not by_flow:
-                if admin_certificate and ADMIN_SCOPE in route.scope:
-                    handler = _with_certificate(handler)
-                handler = _with_key(handler, route.scope, keys, rate_limits)
+                if route.acts:
+                    handler = _acting(handler, origin_of)
+                if ADMIN_SCOPE in route.scope:
+                    handler = _for_operators(handler, route.scope, operators, keys, rate_limits)
+                else:
+                    handler = _with_key(handler, route.scope, keys, rate_limits)
             if counts is not None and not by_flow:
                 handler = _counted(handler, counts(route.path))
             routes.setdefault(starred(route.path), {})[route.method] = handler
@@ -187,6 +222,11 @@ def in_room(room: Room, handler: Handler, whose: Callable[[web.BaseRequest], str
 def account_of(request: web.BaseRequest) -> str:
     """The account whose key the request has."""
     return request[CALLER].account_id
+
+
+def actor_of(request: web.BaseRequest) -> Actor:
+    """Who acts, on a route of which `acts` is true."""
+    return request[ACTOR]
 
 
 def _given(kind: Any) -> Any:
@@ -224,14 +264,47 @@ def _counted(handler: Handler, counts: RouteCounts) -> Handler:
     return watched
 
 
-def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None) -> Handler:
+def _acting(handler: Handler, origin_of: Callable[[web.BaseRequest], str]) -> Handler:
+    """The handler, which is told who acts, and from where."""
+
+    async def acting(request: web.BaseRequest) -> web.StreamResponse:
+        request[ACTOR] = Actor(request[CALLER].key_id, origin_of(request), request[REQUEST_ID])
+        return await handler(request)
+
+    return acting
+
+
+def _for_operators(
+    handler: Handler, scopes: tuple[str, ...], operators: OperatorAccess, keys: Keys, rate_limits: RateLimits | None
+) -> Handler:
+    """The handler, for operators. What is refused is counted, and no row of the audit: strangers could fill it."""
+    handler = _with_certificate(handler) if operators.certificate else handler
+    checked = _with_key(handler, scopes, operators.keys or keys, rate_limits, operators.token_chars_max)
+
+    async def counted(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await checked(request)
+        except (InvalidApiKey, InsufficientScope):
+            operators.refused()
+            raise
+
+    return counted
+
+
+def _with_key(
+    handler: Handler,
+    scopes: tuple[str, ...],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    token_chars_max: int = HEADER_CHARS_MAX,
+) -> Handler:
     """The handler, for keys with one of the scopes; with no scopes, for any key.
 
     Each call counts as one of the requests that the key may make in a minute, unless it has the scope `admin`.
     """
 
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits)
+        request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits, token_chars_max)
         return await handler(request)
 
     return checked
@@ -249,10 +322,16 @@ def _with_certificate(handler: Handler) -> Handler:
 
 
 async def admit(
-    header: Callable[[str], str | None], scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None
+    header: Callable[[str], str | None],
+    scopes: tuple[str, ...],
+    keys: Keys,
+    rate_limits: RateLimits | None,
+    token_chars_max: int = HEADER_CHARS_MAX,
 ) -> Caller:
     """Whose key a request has, which is one of those that it may make. Raises CallerFailure or StoreUnavailable."""
-    caller = await identify(header("authorization"), keys, *scopes, api_key=header("api-key"))
+    caller = await identify(
+        header("authorization"), keys, *scopes, api_key=header("api-key"), chars_max=token_chars_max
+    )
     if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
         with suppress(StoreUnavailable):  # reads go on; writes meet it later
             await rate_limits.take_request(caller)

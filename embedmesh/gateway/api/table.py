@@ -2,6 +2,7 @@
 
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
@@ -41,4 +42,5 @@ APIS: tuple[type[Api], ...] = (
     PricesApi,
     LedgerApi,
     ReloadApi,
+    AuditApi,
 )

@@ -13,6 +13,7 @@ import msgspec
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.gateway.nodes.connected import ConnectedNode, ConnectedNodes
 from embedmesh.gateway.nodes.records import pack_sessions, same, sessions_of
+from embedmesh.rules.acts import Act, Actor, Verb
 from embedmesh.rules.errors import InsufficientScope, NotFound, Overloaded, StoreUnavailable
 from embedmesh.rules.limits import PENDING_OF_ORIGIN_MAX
 from embedmesh.rules.membership import Standing
@@ -145,23 +146,27 @@ class Roster:
                 self._connected.join(record, sessions_of(record.secret))
             return record
 
-    async def add_upstream(self, record: NodeRecord) -> NodeRecord:
+    async def add_upstream(self, record: NodeRecord, by: Actor) -> NodeRecord:
         """An operator adds a server of another make. Raises StoreUnavailable."""
         async with self._changing:
-            record = await self._update(record.node_id, lambda kept: record)
+            record = await self._update(record.node_id, lambda kept: record, (by, Verb.NODE_ADD))
             self._connected.join_upstream(record)
             return record
 
-    async def change(self, node_id: str, **fields: object) -> NodeRecord:
-        """An operator changes a node. Raises NotFound and StoreUnavailable."""
+    async def change(self, node_id: str, by: tuple[Actor, Verb] | None, **fields: object) -> NodeRecord:
+        """A node is changed by an operator, or by this gateway itself. Raises NotFound and StoreUnavailable."""
         async with self._changing:
             self.record(node_id)
-            record = await self._update(node_id, lambda kept: msgspec.structs.replace(_existing(kept), **fields))
+            record = await self._update(node_id, lambda kept: msgspec.structs.replace(_existing(kept), **fields), by)
             self._connected.apply(record)
             node = self._registry.find(node_id)
             if node is not None and fields.get("quarantined") == "" and node.state is NodeState.QUARANTINED:
                 self._registry.readmit(node)
             return record
+
+    async def note(self, act: Act, by: Actor) -> None:
+        """What an operator does to a node that has no record. Raises StoreUnavailable."""
+        await self._books.note(act, by)
 
     async def refresh_audit(self, node: ConnectedNode) -> None:
         """Another gateway may have followed the node's log further. Raises StoreUnavailable."""
@@ -184,9 +189,11 @@ class Roster:
             raise InsufficientScope("This node was removed by the operator of this gateway.")
         return msgspec.structs.replace(known, registered_ms=now_ms, **said)
 
-    async def _update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> NodeRecord:
+    async def _update(
+        self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord], by: tuple[Actor, Verb] | None = None
+    ) -> NodeRecord:
         """Save a changed record. Raises StoreUnavailable and what `change` does; then nothing has changed."""
-        saved = await self._books.update(node_id, change)
+        saved = await self._books.update(node_id, change, by)
         if saved.forgotten is not None:
             self._records.pop(saved.forgotten, None)
         self._records[node_id] = saved.record
@@ -199,13 +206,15 @@ class Roster:
         log.warning("node %s is quarantined: %s", node.node_id, why)
         record = self._records.get(node.node_id)
         if record is not None and not record.quarantined:
-            self._spawn(self.change(node.node_id, quarantined=why), f"the quarantine of {node.node_id} is not saved")
+            saving = self.change(node.node_id, None, quarantined=why)
+            self._spawn(saving, f"the quarantine of {node.node_id} is not saved")
 
     def _readmitted(self, node: Node) -> None:
         """Save that its quarantine has ended by right answers."""
         record = self._records.get(node.node_id)
         if record is not None and record.quarantined:
-            self._spawn(self.change(node.node_id, quarantined=""), f"the readmission of {node.node_id} is not saved")
+            saving = self.change(node.node_id, None, quarantined="")
+            self._spawn(saving, f"the readmission of {node.node_id} is not saved")
 
     def _spawn(self, work: Awaitable[object], loss: str) -> None:
         """Do it in a task. Without the store, log the loss."""

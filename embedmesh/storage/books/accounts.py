@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.rules.acts import Verb, changed
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
 from embedmesh.rules.limits import PAGE_ROWS_MAX, REFERENCE_CHARS_MAX
@@ -59,11 +60,13 @@ class AccountBooks:
         with self._session.transaction():
             row = {"account_id": account_id, "kind": CUSTOMER_KIND, "cache": cache.value}
             now_ms = self._session.clock.unix_ms()
-            if self._session.run(ACCOUNTS_SQL["insert_account"], row | {"now_ms": now_ms}).rowcount == 0:
+            if self._session.run(ACCOUNTS_SQL["insert_account"], row | {"now_ms": now_ms}) == 0:
                 raise InvalidValue(f"There is an account {account_id} already.", param="id")
             if credit_limit_nanousd:
                 self._set_limit(account_id, credit_limit_nanousd)
-            return self.find(account_id)
+            made = self.find(account_id)
+            self._session.note(Verb.ACCOUNT_CREATE, account_id, changed({}, _terms(made)))
+            return made
 
     def find(self, account_id: str) -> Account:
         """One account. Raises NotFound."""
@@ -84,12 +87,14 @@ class AccountBooks:
     ) -> Account:
         """Change both, or nothing; None stays as it is. Raises NotFound, InvalidValue."""
         with self._session.transaction(account_id):
-            self.customer(account_id)
+            before = self.customer(account_id)
             if credit_limit_nanousd is not None:
                 self._set_limit(account_id, credit_limit_nanousd)
             if cache is not None:
                 self._session.run(ACCOUNTS_SQL["set_cache"], {"account_id": account_id, "cache": cache.value})
-            return self.find(account_id)
+            after = self.find(account_id)
+            self._session.note(Verb.ACCOUNT_CHANGE, account_id, changed(_terms(before), _terms(after)))
+            return after
 
     def credit(self, account_id: str, amount_nanousd: int, reference: str) -> bool:
         """Give (or, when negative, take back) money, once for each reference: False if that was applied before.
@@ -117,6 +122,9 @@ class AccountBooks:
                     f"{account_id} would have more than an account can: {format_usd(AMOUNT_MAX_NANOUSD)}."
                 )
             self._move("credit", source, target, abs(amount_nanousd), None, reference)
+            balances = [account.balance_nanousd, account.balance_nanousd + amount_nanousd]
+            said = {"amount_nanousd": amount_nanousd, "reference": reference, "balance_nanousd": balances}
+            self._session.note(Verb.ACCOUNT_CREDIT, account_id, said)
             return True
 
     def refund(self, hold_id: str, amount_nanousd: int | None, reference: str) -> tuple[bool, int]:
@@ -138,6 +146,8 @@ class AccountBooks:
             if not 0 < amount <= left:
                 raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount_nanousd")
             self._move("refund", REVENUE, account_id, amount, hold_id, reference, of_tab["tab_id"])
+            said = {"amount_nanousd": amount, "reference": reference, "account": account_id}
+            self._session.note(Verb.REQUEST_REFUND, hold_id, said)
             return True, amount
 
     def payables(self) -> Sequence[NodeBalance]:
@@ -161,6 +171,8 @@ class AccountBooks:
                     param="amount",
                 )
             self._move("payout", account_id, PAYOUTS, amount_nanousd, None, reference)
+            said = {"amount_nanousd": amount_nanousd, "reference": reference}
+            self._session.note(Verb.NODE_PAYOUT, node_id, said)
             return True
 
     def customer(self, account_id: str) -> Account:
@@ -176,7 +188,7 @@ class AccountBooks:
                 f"A credit limit is $0.00 to {format_usd(AMOUNT_MAX_NANOUSD)}.", param="credit_limit_nanousd"
             )
         row = {"account_id": account_id, "credit_limit": limit_nanousd}
-        if self._session.run(ACCOUNTS_SQL["set_credit_limit"], row).rowcount == 0:
+        if self._session.run(ACCOUNTS_SQL["set_credit_limit"], row) == 0:
             account = self.find(account_id)
             owed = format_usd(account.held_nanousd - account.balance_nanousd)
             raise InvalidValue(f"{account_id} owes {owed}, running requests included.", param="credit_limit_nanousd")
@@ -220,6 +232,10 @@ class AccountBooks:
         row = {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
         row |= {"reference": reference, "now_ms": self._session.clock.unix_ms(), "tab_id": tab_id}
         self._session.run(ACCOUNTS_SQL["insert_referenced"], row)
+
+
+def _terms(account: Account) -> dict[str, Any]:
+    return {"credit_limit_nanousd": account.credit_limit_nanousd, "cache": account.cache.value}
 
 
 def _account(row: Row) -> Account:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.rules.acts import Verb, changed
 from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue, NotFound
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import (
@@ -26,7 +27,8 @@ from embedmesh.storage.db import Row
 from embedmesh.storage.secrets.tokens import hash_token, make_token
 from embedmesh.storage.sql import KEYS_SQL
 
-SCOPES = frozenset({"embeddings", "generate", "keys", "metrics", "admin"})
+OPERATOR_SCOPES = ("admin", "admin:read", "audit")  # which only operators give
+SCOPES = frozenset({"embeddings", "generate", "keys", "metrics", *OPERATOR_SCOPES})
 CALLER_SCOPES = ("embeddings", "generate")  # of a key for which none are named
 
 
@@ -105,7 +107,9 @@ class KeyBooks:
                 _check_narrower(parent, key)
                 check_depth(self._session, parent_id)
             check_room(self._session, account_id, made_by_a_key=parent_id is not None)
-            return key, self._insert(key)
+            token = self._insert(key)
+            self._session.note(Verb.KEY_CREATE, key.key_id, changed({}, _shown(key)))
+            return key, token
 
     def create_below(
         self,
@@ -147,16 +151,19 @@ class KeyBooks:
         """
         account_id = self.find(key_id).account_id
         with self._session.transaction(account_id):
-            key = msgspec.structs.replace(self.find(key_id), **changes)
+            before = self.find(key_id)
+            key = msgspec.structs.replace(before, **changes)
             _check(key)
             ends_ms = None if key.parent_id is None else self.find(key.parent_id).expires_ms
             if ends_ms is not None and (key.expires_ms is None or key.expires_ms > ends_ms):
                 raise InvalidValue(f"It ends with the key that it draws from, {key.parent_id}, at the latest.")
-            if self._session.run(KEYS_SQL["change_key"], _columns(key)).rowcount == 0:
+            if self._session.run(KEYS_SQL["change_key"], _columns(key)) == 0:
                 raise InvalidValue(f"Key {key_id} is revoked.")
             if key.expires_ms is not None:
                 row = {"account_id": account_id, "key_id": key_id, "expires_ms": key.expires_ms}
                 self._session.run(KEYS_SQL["end_below"], row)
+            renamed = {"name": "changed"} if key.name != before.name else {}
+            self._session.note(Verb.KEY_CHANGE, key_id, changed(_shown(before), _shown(key)) | renamed)
             return key
 
     def revoke(self, key_id: str) -> bool:
@@ -166,13 +173,17 @@ class KeyBooks:
         """
         row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            now = self._session.run(KEYS_SQL["revoke_key"], row).rowcount == 1
+            now = self._session.run(KEYS_SQL["revoke_key"], row) == 1
+            if now:
+                self._session.note(Verb.KEY_REVOKE, key_id, {})
         try:
             account_id = self.find(key_id).account_id
         except NotFound:
             return False
         with self._session.transaction(account_id):
-            self._session.run(KEYS_SQL["revoke_below"], row | {"account_id": account_id})
+            below = self._session.run(KEYS_SQL["revoke_below"], row | {"account_id": account_id})
+            if below:
+                self._session.note(Verb.KEY_REVOKE, key_id, {"keys_below": below})
         return now
 
     def rotate(self, key_id: str, *, overlap_s: int) -> tuple[Key, str]:
@@ -188,10 +199,12 @@ class KeyBooks:
                 old, key_id=new_id("key", self._session.clock), created_ms=now_ms, last_used_ms=None, rotated_to=None
             )
             ends = {"rotated_to": new.key_id, "now_ms": now_ms, "expires_ms": now_ms + overlap_s * 1000}
-            if self._session.run(KEYS_SQL["rotate_key"], ends | {"key_id": key_id}).rowcount == 0:
+            if self._session.run(KEYS_SQL["rotate_key"], ends | {"key_id": key_id}) == 0:
                 raise InvalidValue(f"Key {key_id} is revoked, expired, or was rotated before.")
             token = self._insert(new)
             hand_over(self._session, key_id, new.key_id)
+            ended = {"rotated_to": new.key_id, "expires_ms": [old.expires_ms, self.find(key_id).expires_ms]}
+            self._session.note(Verb.KEY_ROTATE, key_id, ended)
             return new, token
 
     def _insert(self, key: Key) -> str:
@@ -210,8 +223,9 @@ class KeyBooks:
 
 def _check_narrower(own: Key, key: Key) -> None:
     """Raise InsufficientScope, which says what it is, where a new key could do what the key that makes it cannot."""
-    if "admin" in key.scopes:
-        raise InsufficientScope("No key gets the scope `admin` here. The operator makes such keys.", param="scopes")
+    if operators := [scope for scope in OPERATOR_SCOPES if scope in key.scopes]:
+        words = f"No key gets the scope `{operators[0]}` here. The operator makes such keys."
+        raise InsufficientScope(words, param="scopes")
     for scope in sorted(SCOPES.intersection(key.scopes).difference(own.scopes)):
         raise InsufficientScope(f"This API key cannot give the scope `{scope}`: it lacks it itself.", param="scopes")
     if own.limits.models and not (key.limits.models and set(key.limits.models) <= set(own.limits.models)):
@@ -249,6 +263,12 @@ def _check(key: Key) -> None:
         value = getattr(limits, name)
         if value is not None and not 0 <= value <= AMOUNT_MAX_NANOUSD:
             raise InvalidValue(f"`{name}` is at least 0 and at most {AMOUNT_MAX_NANOUSD:,} nano-USD.", param=name)
+
+
+def _shown(key: Key) -> dict[str, Any]:
+    """What the audit has of a key: all but its name, which is a free text."""
+    said = {"account": key.account_id, "scopes": key.scopes, "expires_ms": key.expires_ms, "parent": key.parent_id}
+    return said | msgspec.structs.asdict(key.limits) | {"models": key.limits.models or None}
 
 
 def _columns(key: Key) -> dict[str, Any]:

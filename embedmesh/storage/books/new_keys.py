@@ -1,7 +1,10 @@
 """Default limits of new keys: kept in the store, so that commands and all gateways use the same."""
 
+from typing import Any
+
 import msgspec
 
+from embedmesh.rules.acts import Verb, changed
 from embedmesh.rules.limits import KEY_LIMIT_MAX
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.session import BooksSession
@@ -47,7 +50,14 @@ class NewKeyBooks:
 
     def write(self, new_keys: NewKeys) -> None:
         """Use them from now on. Existing keys stay as they are."""
-        if self.read() != new_keys:
+        before = self.read()
+        if before != new_keys:
             row = {"name": NEW_KEYS_FACT, "value": msgspec.json.encode(new_keys).decode()}
             with self._session.transaction():
                 self._session.run(FACTS_SQL["set_fact"], row)
+                said = changed(_shown(before), _shown(new_keys))
+                self._session.note(Verb.KEY_DEFAULTS_CHANGE, NEW_KEYS_FACT, said)
+
+
+def _shown(new_keys: NewKeys) -> dict[str, Any]:
+    return msgspec.structs.asdict(new_keys.limits) | {"open_to_others": new_keys.open_to_others}

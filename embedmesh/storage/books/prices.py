@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from embedmesh.rules.acts import Verb
 from embedmesh.rules.errors import InvalidValue
 from embedmesh.rules.holds import Meter
 from embedmesh.rules.limits import MODEL_ID_CHARS_MAX, MODEL_PRICE_MAX, PAGE_ROWS_MAX
@@ -59,8 +60,11 @@ class PriceBooks:
         which = {"model": model, "meter": meter, "account_id": account_id}
         row = {**which, "price": price, "from_ms": begins, "now_ms": now_ms}
         with self._session.transaction():
+            before = self._session.row(PRICES_SQL["price_at"], row)
             self._session.run(PRICES_SQL["end_price"], row)
-            (price_id,) = self._session.rows(PRICES_SQL["insert_price"], row)[0]
+            (price_id,) = self._session.made(PRICES_SQL["insert_price"], row)[0]
+            prices = {"price": [None if before is None else before[0], price], "from_ms": begins}
+            self._session.note(Verb.PRICE_SET, model, prices | {"meter": meter, "account": account_id})
         return Price(price_id, model, account_id, price, begins, None, meter)
 
     def end(self, model: str, *, account_id: str | None = None, meter: str = INPUT) -> bool:
@@ -72,7 +76,12 @@ class PriceBooks:
         which = {"model": model, "meter": meter, "account_id": account_id}
         row = {**which, "from_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            return self._session.run(PRICES_SQL["end_price"], row).rowcount > 0
+            before = self._session.row(PRICES_SQL["price_at"], row)
+            ended = self._session.run(PRICES_SQL["end_price"], row) > 0
+            if ended:
+                prices = {"price": [None if before is None else before[0], None]}
+                self._session.note(Verb.PRICE_END, model, prices | {"meter": meter, "account": account_id})
+            return ended
 
     def list(self, model: str | None = None, *, after: int = 0, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Price]:
         """Of all times, the latest first; of one model, or all. From the price with the id `after` on; 0 is from the

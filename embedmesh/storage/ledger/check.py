@@ -12,6 +12,7 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.acts import AuditHead, follow_acts
 from embedmesh.storage.ledger.lost_holds import charge_of_note
 from embedmesh.storage.ledger.settle_tab import REQUEST, Record, digest_of
 from embedmesh.storage.sql import REPORTS_SQL, load
@@ -27,6 +28,7 @@ PROMISES_OF_KIND = {  # of one kind of store only
     "postgres": load("check_postgres.sql"),
 }
 CHAIN_HOLDS = "chain_holds"
+AUDIT_HOLDS = "audit_holds"
 METERS_ADD_UP = "meters_add_up"
 NOTES_CAN_BE_CHARGED = "notes_can_be_charged"
 DIGESTS_MATCH = "settlements_match_their_digests"
@@ -65,13 +67,14 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """The ledger is right when none of its `promises` is `broken`. `head` is the end of the chain."""
+    """The ledger is right when none of its `promises` is `broken`. `head` and `audit` say where chain and audit end."""
 
     promises: list[str]
     broken: list[Broken]
     tallies: dict[str, int]
     recovered: list[Recovered]
     head: chain.ChainHead
+    audit: AuditHead
 
     @property
     def ok(self) -> bool:
@@ -102,12 +105,15 @@ def check_within(db: Db) -> CheckReport:
     head, torn = chain.follow(db)
     if torn is not None:
         broken.append(Broken(CHAIN_HOLDS, "chain", torn))
+    audit, torn = follow_acts(db)
+    if torn is not None:
+        broken.append(Broken(AUDIT_HOLDS, "audit", torn))
     counted = db.execute(REPORTS_SQL["count_tallies"])
     names = [column[0] for column in counted.description]
     tallies = dict(zip(names, counted.fetchall()[0], strict=True))
     recovered = [Recovered(*row) for row in db.execute(REPORTS_SQL["list_recovered"], {"rows_max": RECOVERED_ROWS_MAX})]
-    computed = METERS_ADD_UP, NOTES_CAN_BE_CHARGED, DIGESTS_MATCH, CHAIN_HOLDS
-    return CheckReport([*promises, *computed], broken, tallies, recovered, head)
+    computed = METERS_ADD_UP, NOTES_CAN_BE_CHARGED, DIGESTS_MATCH, CHAIN_HOLDS, AUDIT_HOLDS
+    return CheckReport([*promises, *computed], broken, tallies, recovered, head, audit)
 
 
 def _wrong_meters(db: Db) -> Iterator[Broken]:

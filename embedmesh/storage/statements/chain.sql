@@ -11,7 +11,8 @@ WHERE transfer_id > :last_transfer ORDER BY transfer_id LIMIT :rows_max;
 
 -- name: insert_block
 -- Cover them.
-INSERT INTO blocks (last_transfer, transfers, hash, created_ms) VALUES (:last_transfer, :transfers, :hash, :now_ms);
+INSERT INTO blocks (last_transfer, transfers, hash, created_ms, acts)
+VALUES (:last_transfer, :transfers, :hash, :now_ms, :acts);
 
 -- name: find_head
 -- A block by its hash: how the chain ended once.
@@ -19,4 +20,4 @@ SELECT last_transfer FROM blocks WHERE hash = :hash LIMIT 1;
 
 -- name: all_blocks
 -- The whole chain, from its beginning.
-SELECT last_transfer, transfers, hash FROM blocks ORDER BY last_transfer;
+SELECT last_transfer, transfers, hash, acts FROM blocks ORDER BY last_transfer;

@@ -4,6 +4,13 @@ SELECT model, meter, account_id, price, price_id FROM prices
 WHERE from_ms <= CAST(:now_ms AS BIGINT) AND (to_ms IS NULL OR to_ms > CAST(:now_ms AS BIGINT))
 ORDER BY from_ms, price_id;
 
+-- name: price_at
+-- What a meter of a model costs at a moment, by the prices that were set for one account, or for all.
+SELECT price FROM prices
+WHERE model = :model AND meter = :meter AND account_id IS NOT DISTINCT FROM CAST(:account_id AS TEXT)
+    AND from_ms <= CAST(:from_ms AS BIGINT) AND (to_ms IS NULL OR to_ms > CAST(:from_ms AS BIGINT))
+ORDER BY from_ms DESC, price_id DESC LIMIT 1;
+
 -- name: end_price
 -- End the price that holds at a moment then; prices that were to begin later never begin.
 UPDATE prices SET to_ms = CASE WHEN from_ms > CAST(:from_ms AS BIGINT) THEN from_ms ELSE CAST(:from_ms AS BIGINT) END

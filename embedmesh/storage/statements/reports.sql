@@ -22,7 +22,8 @@ SELECT
     (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled,
     (SELECT count(*) FROM batches WHERE ended_ms IS NULL) AS batches_open,
     (SELECT count(*) FROM batches WHERE ended_ms IS NOT NULL) AS batches_ended,
-    (SELECT count(*) FROM files) AS files;
+    (SELECT count(*) FROM files) AS files,
+    (SELECT count(*) FROM acts) AS acts;
 
 -- name: notes
 -- Notes of streams with the amounts of their holds, from one on.
