@@ -30,6 +30,7 @@ eventually() {
     local last=$((SECONDS + 60))
     until "$@" >/dev/null 2>&1; do
         if ((SECONDS > last)); then
+            "$@" >&2 || true
             echo "not within a minute: $*" >&2
             return 1
         fi
@@ -74,7 +75,7 @@ stand_in() {
     begin_lasting "stand-in on $1"
     EMBEDMESH_API_KEY=$2 embedmesh node --standalone --port "$1" --data-dir "$(mktemp -d)" >"$LASTING_LOG" 2>&1 </dev/null &
     lasting $!
-    eventually curl -sf "http://127.0.0.1:$1/health"
+    eventually curl "http://127.0.0.1:$1/health"
 }
 
 # A member of a JSON document, by its path: `field data.0.id`.

@@ -46,6 +46,7 @@ OF_REPOSITORY = {  # pages of the site that lie beside docs/
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
 }
+FIRST = {"tutorial/a-watched-installation.md", "reference/contract.md", "life-of-a-request.md"}  # of their sections
 ALONE = {"glossary.md", *OF_REPOSITORY.values()}  # pages at the top of docs/ that no section has
 ORIGINS = {page: origin for origin, page in OF_REPOSITORY.items()}
 
@@ -76,12 +77,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _pages_of(section: Section, files: Files) -> list[str]:
     """Of a folder itself, by title; decisions by number."""
+    by_number = section.folder == "decisions"
     found = [
-        (file.src_uri if section.folder == "decisions" else _title(file.content_string).lower(), file.src_uri)
+        (file.src_uri not in FIRST, file.src_uri if by_number else _title(file.content_string).lower(), file.src_uri)
         for file in files.documentation_pages()
         if os.path.dirname(file.src_uri) == section.folder and file.src_uri not in ALONE
     ]
-    return [name for _, name in sorted(found)]
+    return [name for *_, name in sorted(found)]
 
 
 def _first_page(section: Section, first: str, pages: list[str]) -> str:

@@ -225,13 +225,12 @@ def errors_page() -> Iterator[str]:
         "themselves what may be tried again. In a stream that has begun, a failure is an event, `data: {\"error\": …}`, and "
         "no `[DONE]` follows."
     )
-    yield from ("", "| status | `code` | `type` | what it means | whose fault | try again? | headers |")
-    yield "|---|---|---|---|---|---|---|"
+    yield from ("", "| status | `code`, `type` | what it means | whose fault | try again? | headers |", "|---|---|---|---|---|---|")
     for failure, (status, kind) in sorted(TABLE.items(), key=lambda row: (row[1][0], row[0].code)):
-        headers = ", ".join(f"`{name}`" for name in _hints(failure))
-        meaning = _cell((failure.__doc__ or "").strip())
+        headers = "<br>".join(f"`{name}`" for name in _hints(failure))
+        meaning = _cell(re.split(r"(?<=[.])\s", (failure.__doc__ or "").strip(), maxsplit=1)[0])  # the rest is for us
         fault, again = FAULTS[failure.fault], RETRIES[failure.retry]
-        yield f"| {status} | `{failure.code}` | `{kind}` | {meaning} | {fault} | {again} | {headers} |"
+        yield f"| {status} | `{failure.code}`<br>`{kind}` | {meaning} | {fault} | {again} | {headers} |"
 
 
 def _hints(failure: type[Failure]) -> list[str]:
