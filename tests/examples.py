@@ -56,8 +56,9 @@ class ExampleBlock(NamedTuple):
     notes: Mapping[str, str]
 
     @property
-    def is_code(self) -> bool:
-        return self.language in SHELL | {"python"}
+    def runs(self) -> bool:
+        is_code = self.language in SHELL | {"python"}
+        return not {"not run", "tested"} & self.notes.keys() and (is_code or "file" in self.notes)
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -135,10 +136,15 @@ def problem_of(block: ExampleBlock) -> str | None:
     return None
 
 
-def script_of(page: Path, given: dict[str, str]) -> str | None:
-    """A script for bash that runs a page's blocks; `given` replaces texts. None where there is nothing to run."""
+def blocks_that_run(page: Path) -> list[str]:
+    """Where the blocks are that a page's script runs."""
+    return [str(part) for part in parts_of(page) if isinstance(part, ExampleBlock) and part.runs]
+
+
+def script_of(page: Path, given: dict[str, str]) -> str:
+    """A script for bash that runs a page's blocks; `given` replaces texts. It says when each has begun and ended."""
     changes: dict[str, str] = {}
-    lines, runs = [PREAMBLE.read_text("utf-8")], False
+    lines = [PREAMBLE.read_text("utf-8")]
     for part in parts_of(page):
         if isinstance(part, PageNote):
             if part.kind == "with":
@@ -147,12 +153,9 @@ def script_of(page: Path, given: dict[str, str]) -> str | None:
             else:
                 lines.append(_changed(part.text, changes | given))
             continue
-        skipped = {"not run", "tested"} & part.notes.keys()
-        if skipped or not (part.is_code or "file" in part.notes):
-            continue
-        runs = True
-        lines += [f"\nblock {shlex.quote(str(part))}", *_run(part, changes | given)]
-    return "\n".join(lines) + "\n" if runs else None
+        if part.runs:
+            lines += [f"\nblock {shlex.quote(str(part))}", *_run(part, changes | given), "block_ended"]
+    return "\n".join(lines) + "\n"
 
 
 def _run(block: ExampleBlock, changes: Mapping[str, str]) -> Iterator[str]:

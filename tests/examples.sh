@@ -10,6 +10,10 @@ block() {
     echo "== $BLOCK"
 }
 
+block_ended() {
+    echo "== $BLOCK ended"
+}
+
 begin_lasting() {
     LASTING_LOG=$(mktemp)
     LASTING_NEXT=$1

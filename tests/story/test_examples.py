@@ -1,4 +1,7 @@
-"""Blocks of tutorials and how-to guides do what their pages say, run as they stand. tests/test_docs.py: which are not run."""
+"""Blocks of tutorials and how-to guides do what their pages say, run as they stand. tests/test_docs.py: which are not run.
+
+A page is one script, which runs while each of its blocks is waited for: a story of many minutes, on a machine that is busy.
+"""
 
 import os
 import re
@@ -12,15 +15,62 @@ from pathlib import Path
 
 import pytest
 
+from bench.rig.processes import free_port
 from embedmesh.provision.assets import assets_dir
 from tests.data import THOROUGH
-from tests.examples import PAGES, ROOT, script_of
-from tests.story.endpoint import MARK, Endpoint
+from tests.examples import PAGES, ROOT, blocks_that_run, script_of
+from tests.story.endpoint import MARK, Endpoint, wait_until
 
 FIXED = ("8443", "8444", "9091", "9095", "7997")  # ports that pages name; each run gets others
 NEEDS_POSTGRES = re.compile(r"\b(psql|createdb|createuser|pg_dump)\b")
-RUN_S = 280  # of the longest page, on a starved machine; half a minute alone
-QUICK = {"a-watched-installation", "clients", "from-litellm", "tls"}  # the others are run by `make thorough`
+BLOCK_S = 100.0  # of one block on a starved machine; it takes some seconds
+SHOWN_CHARS = 6_000  # of what a script has said, when it fails
+QUICK = {"a-watched-installation", "clients"}  # the others are run by `make thorough`
+TRIED = [page for page in PAGES if blocks_that_run(page) and (THOROUGH or page.stem in QUICK)]
+
+
+class RunningPage:
+    """The script of a page, and what it has said so far."""
+
+    def __init__(self, script: str, folder: Path, environment: dict[str, str]) -> None:
+        (folder / "script.sh").write_text(script)
+        (folder / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
+        (folder / "work").mkdir()
+        self._mark = uuid.uuid4().hex
+        self._said = folder / "said"
+        home = {"HOME": str(folder / "work"), "CURL_HOME": str(folder), MARK: self._mark}
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                ["bash", str(folder / "script.sh")],
+                cwd=folder / "work",
+                env=environment | home,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for(self, block: str) -> None:
+        """Until a block has ended well."""
+
+        def has_ended() -> bool:
+            return f"== {block} ended\n" in self._said.read_text() or self._process.poll() is not None
+
+        try:
+            wait_until(f"{block} has ended", has_ended, BLOCK_S)
+            assert f"== {block} ended\n" in self._said.read_text()
+        except AssertionError as failed:
+            raise AssertionError(f"{failed}\n{self._said.read_text()[-SHOWN_CHARS:]}") from None
+
+    def stop(self) -> None:
+        """End it, and whatever it has left behind, wherever that belongs now."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(BLOCK_S / 4)
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):
+                if folder.name.isdigit() and f"{MARK}={self._mark}".encode() in (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+        self._process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -31,60 +81,35 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     one.kill_all()
 
 
-def free_ports() -> dict[str, str]:
-    from bench.rig.processes import free_port
-
-    return {port: str(free_port()) for port in FIXED}
-
-
-@pytest.mark.timeout(RUN_S + 20)
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if script_of(page, {}) and (THOROUGH or page.stem in QUICK)], ids=lambda page: page.stem
-)
-def test_the_blocks_of_a_page_run(page: Path, asked: Endpoint, tmp_path: Path) -> None:
-    given = {"http://127.0.0.1:8080/v1": "$BASE_URL", "em_…": "$API_KEY"} | free_ports()
-    script = script_of(page, given)
-    assert script is not None
-    (tmp_path / "script.sh").write_text(script)
-    (tmp_path / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
-    (tmp_path / "work").mkdir()
+@pytest.fixture(scope="module")
+def running(
+    request: pytest.FixtureRequest, asked: Endpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningPage]:
+    """A page whose script runs."""
+    given = {"http://127.0.0.1:8080/v1": "$BASE_URL", "em_…": "$API_KEY"}
+    script = script_of(request.param, given | {port: str(free_port()) for port in FIXED})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMESH_")}
-    mark = uuid.uuid4().hex
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "HOME": str(tmp_path / "work"),
-        "CURL_HOME": str(tmp_path),
         "EMBEDMESH_ASSETS_DIR": str(assets_dir()),
         "EMBEDMESH_DATA_DIR": str(asked.data_dir),
         "EMBEDMESH_PORT": "0",
         "BASE_URL": asked.base_url,
         "API_KEY": asked.api_key,
         "ADMIN_KEY": asked.admin_key,
-        MARK: mark,
     }
     with ExitStack() as stack:
         if NEEDS_POSTGRES.search(script):
             environment |= stack.enter_context(_postgres(environment["PATH"]))
-        stack.callback(_kill_marked, mark)
-        output = tmp_path / "output"
-        with output.open("wb") as said:
-            done = subprocess.run(
-                ["bash", str(tmp_path / "script.sh")],
-                cwd=tmp_path / "work",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                timeout=RUN_S,
-                check=False,
-            )
-    assert done.returncode == 0, output.read_text()[-6_000:]
+        page = RunningPage(script, tmp_path_factory.mktemp("page"), environment)
+        stack.callback(page.stop)
+        yield page
 
 
 @contextmanager
 def _postgres(path: str) -> Iterator[dict[str, str]]:
-    """Variables by which PostgreSQL's own programs find a server of this test's own."""
+    """Variables by which PostgreSQL's own programs find a server of this page's own."""
     from bench.rig.postgres import serving, wheel
 
     with serving() as server:
@@ -94,9 +119,10 @@ def _postgres(path: str) -> Iterator[dict[str, str]]:
         yield {"PGHOST": folder[1], "PGUSER": "postgres", "PATH": f"{programs}:{path}"}
 
 
-def _kill_marked(mark: str) -> None:
-    """End whatever a script has left behind, wherever it belongs now."""
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, ProcessLookupError):
-            if folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("running", "block"),
+    [pytest.param(page, block, id=block) for page in TRIED for block in blocks_that_run(page)],
+    indirect=["running"],
+)
+def test_a_block_runs(running: RunningPage, block: str) -> None:
+    running.wait_for(block)
