@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -82,12 +82,25 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def running(
-    request: pytest.FixtureRequest, asked: Endpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningPage]:
-    """A page whose script runs."""
+def running(asked: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], RunningPage]]:
+    """The page whose script runs: one at a time, for all of its blocks."""
+    now: dict[Path, RunningPage] = {}
+    with ExitStack() as stack:
+
+        def of(page: Path) -> RunningPage:
+            if page not in now:
+                stack.close()
+                now.clear()
+                now[page] = stack.enter_context(_run(page, asked, tmp_path_factory.mktemp(page.stem)))
+            return now[page]
+
+        yield of
+
+
+@contextmanager
+def _run(page: Path, asked: Endpoint, folder: Path) -> Iterator[RunningPage]:
     given = {"http://127.0.0.1:8080/v1": "$BASE_URL", "em_…": "$API_KEY"}
-    script = script_of(request.param, given | {port: str(free_port()) for port in FIXED})
+    script = script_of(page, given | {port: str(free_port()) for port in FIXED})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMESH_")}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
@@ -102,9 +115,9 @@ def running(
     with ExitStack() as stack:
         if NEEDS_POSTGRES.search(script):
             environment |= stack.enter_context(_postgres(environment["PATH"]))
-        page = RunningPage(script, tmp_path_factory.mktemp("page"), environment)
-        stack.callback(page.stop)
-        yield page
+        running = RunningPage(script, folder, environment)
+        stack.callback(running.stop)
+        yield running
 
 
 @contextmanager
@@ -120,9 +133,7 @@ def _postgres(path: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("running", "block"),
-    [pytest.param(page, block, id=block) for page in TRIED for block in blocks_that_run(page)],
-    indirect=["running"],
+    ("page", "block"), [pytest.param(page, block, id=block) for page in TRIED for block in blocks_that_run(page)]
 )
-def test_a_block_runs(running: RunningPage, block: str) -> None:
-    running.wait_for(block)
+def test_a_block_runs(running: Callable[[Path], RunningPage], page: Path, block: str) -> None:
+    running(page).wait_for(block)
