@@ -12,8 +12,8 @@ Notes for the tests are HTML comments, which readers do not see:
 | `<!-- run: COMMAND -->` | a command that readers need not see |
 | `<!-- with: THIS = THAT -->` | from here on THAT is run where the page has THIS |
 
-In a block of `console` the lines that begin with `$ ` are run, with those that they go on in; the others are what was printed.
-A program that runs until it is stopped (LASTING) runs beside the commands that follow.
+In a block of `console` the lines that begin with `$ ` are run, with those that they go on in; the others are what was
+printed. A program that runs until it is stopped (LASTING) runs beside the commands that follow.
 """
 
 import json
@@ -32,7 +32,7 @@ REASONS = {
     "containers": "it needs Docker or Podman; `make ships` does what can be done without",
     "Kubernetes": "it needs a cluster; `make ships` renders and checks what is sent to one",
     "systemd": "it needs systemd as the first process; tests/test_ships.py verifies the units",
-    "foreign server": "it needs a server of another make with a model of its own; tests/gateway/test_foreign.py has their forms",
+    "foreign server": "it needs a server of another make with a model; tests/gateway/test_foreign.py has their forms",
     "model hub": "it needs a hub of models",
     "root": "it changes the machine as root; `make ships` starts what it sets up",
     "form": "it shows a form, with places that a reader fills in",
@@ -169,7 +169,8 @@ def _run(block: ExampleBlock, changes: Mapping[str, str]) -> Iterator[str]:
         yield f"expanded <<'END OF FILE'\n{text}END OF FILE\npython expanded.py"
     for command in commands_of(block._replace(text=text)) if block.language in SHELL else ():
         if LASTING.match(command):
-            yield f"begin_lasting {shlex.quote(command)}\n{{ {command}\n}} >\"$LASTING_LOG\" 2>&1 </dev/null &\nlasting $!"
+            yield f"begin_lasting {shlex.quote(command)}"
+            yield f'{{ {command}\n}} >"$LASTING_LOG" 2>&1 </dev/null &\nlasting $!'
         else:
             yield f"{{ {command}\n}} || true" if "fails" in block.notes else command
     if program:

@@ -40,7 +40,9 @@ def main(what: str, port: int) -> None:
     for line in (*warnings, *(f"{page}: {what}" for page, what in found)):
         click.echo(line, err=True)
     pages, links = len(list(SITE.rglob("*.html"))), other_sites(SITE)
-    click.echo(f"{pages} pages, {len(warnings)} warnings, {len(found)} problems, {len(links)} links to other sites: {SITE}")
+    click.echo(
+        f"{pages} pages, {len(warnings)} warnings, {len(found)} problems, {len(links)} links to other sites: {SITE}"
+    )
     sys.exit(1 if warnings or found else 0)
 
 

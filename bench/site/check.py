@@ -30,8 +30,9 @@ LOADED = {  # tag -> attributes whose addresses browsers fetch by themselves
 FETCHED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
 IN_STYLE = re.compile(r"url\(\s*['\"]?((?:https?:)?//[^'\")]+)|@import\s+['\"]?((?:https?:)?//[^'\"; ]+)")
 IN_SCRIPT = re.compile(r"""["'`]((?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}[^"'`]*)["'`]""")
-ONLY_IF_USED = re.compile(  # addresses in the theme's script: for what no page may have, or for browsers older than 2020
-    r"https://unpkg\.com/(mermaid@|resize-observer-polyfill$)|https://api\.github\.com/|https://gitlab\.com/|https://\$\{|https?://www\.w3\.org/"
+ONLY_IF_USED = re.compile(  # in the theme's script: for what no page may have, or for browsers older than 2020
+    r"https://unpkg\.com/(mermaid@|resize-observer-polyfill$)|https://(api\.github|gitlab)\.com/|https://\$\{"
+    r"|https?://www\.w3\.org/"
 )
 USES_THEM = re.compile(r"class=\"[^\"]*\bmermaid\b|data-md-component=\"source\"|https://giscus\.app")
 

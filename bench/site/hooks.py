@@ -4,10 +4,10 @@ A page that lies in a folder of docs/ is in the navigation under the title that 
 its path, so it imports nothing of ours.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import dirname, join, normpath, relpath  # of addresses of pages, which are not files of this machine
 from typing import Any, NamedTuple
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -63,8 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         nav.append({section.title: [first, *pages]})
     nav.append({"More": ["glossary.md", "changelog.md", "security.md", "contributing.md"]})
     config.nav = nav
-    pages = [file for file in files if file.is_documentation_page()]
-    for path in sorted({path for page in pages for path in _linked_files(page.src_uri, page.content_string)}):
+    texts = [(file.src_uri, file.content_string) for file in files if file.is_documentation_page()]
+    for path in sorted({path for uri, text in texts for path in _linked_files(uri, text)}):
         files.append(File.generated(config, f"{FILES}/{path}", content=(ROOT / path).read_bytes()))
     return files
 
@@ -81,7 +81,7 @@ def _pages_of(section: Section, files: Files) -> list[str]:
     found = [
         (file.src_uri not in FIRST, file.src_uri if by_number else _title(file.content_string).lower(), file.src_uri)
         for file in files.documentation_pages()
-        if os.path.dirname(file.src_uri) == section.folder and file.src_uri not in ALONE
+        if dirname(file.src_uri) == section.folder and file.src_uri not in ALONE
     ]
     return [name for *_, name in sorted(found)]
 
@@ -91,8 +91,8 @@ def _first_page(section: Section, first: str, pages: list[str]) -> str:
     lines = [f"# {section.title}", "", section.about, ""]
     for name in pages:
         text = (ROOT / "docs" / name).read_text("utf-8")
-        link = os.path.relpath(name, os.path.dirname(first))
-        lines.append(f"- [{_title(text)}]({link})" + (f" – {said}" if (said := _first_sentence(text)) else ""))
+        link = relpath(name, dirname(first))
+        lines.append(f"- [{_title(text)}]({link})" + (f": {said}" if (said := _first_sentence(text)) else ""))
     return "\n".join(lines) + "\n"
 
 
@@ -117,7 +117,7 @@ def _first_sentence(text: str) -> str:
 
 def _folder(src_uri: str) -> str:
     """Of the page's text in the repository."""
-    return os.path.dirname(ORIGINS.get(src_uri, f"docs/{src_uri}"))
+    return dirname(ORIGINS.get(src_uri, f"docs/{src_uri}"))
 
 
 def _linked_files(src_uri: str, markdown: str) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _linked_files(src_uri: str, markdown: str) -> Iterator[str]:
         return
     for is_code, part in _parts(markdown):
         for found in () if is_code else LINK.finditer(part):
-            path = os.path.normpath(os.path.join(_folder(src_uri), found["target"]))
+            path = normpath(join(_folder(src_uri), found["target"]))
             outside = not path.startswith(("docs/", "../")) and path not in OF_REPOSITORY
             if outside and (ROOT / path).is_file():
                 yield path
@@ -136,7 +136,7 @@ def _relinked(src_uri: str, markdown: str) -> str:
     """Links as the site has them: what lies elsewhere in the repository lies elsewhere there."""
 
     def relink(found: re.Match[str]) -> str:
-        path = os.path.normpath(os.path.join(_folder(src_uri), found["target"]))
+        path = normpath(join(_folder(src_uri), found["target"]))
         if path.startswith("docs/"):
             page = path.removeprefix("docs/") + ("/index.md" if (ROOT / path).is_dir() else "")
         elif path in OF_REPOSITORY:
@@ -145,7 +145,7 @@ def _relinked(src_uri: str, markdown: str) -> str:
             page = f"{FILES}/{path}"
         else:
             return found[0]
-        return found["head"] + os.path.relpath(page, os.path.dirname(src_uri)) + (found["anchor"] or "")
+        return found["head"] + relpath(page, dirname(src_uri)) + (found["anchor"] or "")
 
     if src_uri.endswith("/index.md"):  # made here, with the site's own links
         return markdown

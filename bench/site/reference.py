@@ -32,7 +32,7 @@ OF_REQUESTS = {
     "Authorization": "`Bearer KEY`: the API key. Of every route that needs one.",
     "api-key": "The API key, as Azure's clients send it, instead of `Authorization`.",
     "Content-Type": "`application/json`; for files `multipart/form-data`.",
-    "x-request-id": "An id of yours for this exchange, 1 to 128 characters of `A-Z a-z 0-9 . _ -`; the reply repeats it.",
+    "x-request-id": "An id of yours, 1 to 128 characters of `A-Z a-z 0-9 . _ -`; the reply repeats it.",
     "x-stainless-retry-count": "Sent by OpenAI's SDKs: how often this request was sent before. With 1 or more, a reply "
     "that was paid and not read within the last minute is given again.",
     "x-embedmesh-next-lock": "Of a sealed request: the units of the lock that its caller wants for the next one, and "
@@ -198,9 +198,9 @@ def cli_page() -> Iterator[str]:
     """What `--help` says, of each command."""
     yield from ("# Commands", "", MADE, "")
     yield (
-        "What `embedmesh COMMAND --help` says. Every command that prints a result takes `--json`. Commands end with 0 if "
-        "all went well, 1 if not, 2 where an option is wrong, 78 where the machine or the set-up must be mended first, "
-        "130 after Ctrl-C. [Settings](settings.md) says which options are variables of the environment, too."
+        "What `embedmesh COMMAND --help` says. Every command that prints a result takes `--json`. Commands end "
+        "with 0 if all went well, 1 if not, 2 where an option is wrong, 78 where the machine or the set-up must be "
+        "mended first, 130 after Ctrl-C. [Settings](settings.md) says which options are variables of the environment, too."
     )
     for name, command in commands():
         yield from ("", f"## embedmesh {name}", "", "```text", *help_of(f"embedmesh {name}", command), "```")
@@ -220,12 +220,16 @@ def errors_page() -> Iterator[str]:
     """The table of failures."""
     yield from ("# Errors", "", MADE, "")
     yield (
-        'Every failure has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`. The message says '
-        "what is wrong, where, and what to do; `param` names the member at fault, such as `input.3`. SDKs try again by "
-        "themselves what may be tried again. In a stream that has begun, a failure is an event, `data: {\"error\": …}`, and "
-        "no `[DONE]` follows."
+        'Every failure has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`. '
+        "The message says what is wrong, where, and what to do; `param` names the member at fault, such as `input.3`. SDKs "
+        "try again by themselves what may be tried again. In a stream that has begun, a failure is an event, "
+        '`data: {"error": …}`, and no `[DONE]` follows.'
     )
-    yield from ("", "| status | `code`, `type` | what it means | whose fault | try again? | headers |", "|---|---|---|---|---|---|")
+    yield from (
+        "",
+        "| status | `code`, `type` | what it means | whose fault | try again? | headers |",
+        "|---|---|---|---|---|---|",
+    )
     for failure, (status, kind) in sorted(TABLE.items(), key=lambda row: (row[1][0], row[0].code)):
         headers = "<br>".join(f"`{name}`" for name in _hints(failure))
         meaning = _cell(re.split(r"(?<=[.])\s", (failure.__doc__ or "").strip(), maxsplit=1)[0])  # the rest is for us
@@ -253,8 +257,12 @@ def headers_page() -> Iterator[str]:
         yield f"| `{name}` | {_cell(what)} |"
     yield from ("", "## Of replies", "", "| header | what it says | where |", "|---|---|---|")
     for name, what in sorted(HEADERS.items(), key=lambda row: row[0].lower()):
-        places = {(method, path) for method, path, op in operations if any(name in r.get("headers", ()) for r in op["responses"].values())}
+        places = {(method, path) for method, path, operation in operations if name in _headers_of(operation)}
         yield f"| `{name}` | {_cell(what)} | {_where(places, len(operations))} |"
+
+
+def _headers_of(operation: Json) -> set[str]:
+    return {name for reply in operation["responses"].values() for name in reply.get("headers", ())}
 
 
 def _where(places: set[tuple[str, str]], of: int) -> str:

