@@ -200,7 +200,8 @@ def cli_page() -> Iterator[str]:
     yield (
         "What `embedmesh COMMAND --help` says. Every command that prints a result takes `--json`. Commands end "
         "with 0 if all went well, 1 if not, 2 where an option is wrong, 78 where the machine or the set-up must be "
-        "mended first, 130 after Ctrl-C. [Settings](settings.md) says which options are variables of the environment, too."
+        "mended first, 130 after Ctrl-C. [Settings](settings.md) says which options are variables of the environment, "
+        "too."
     )
     for name, command in commands():
         yield from ("", f"## embedmesh {name}", "", "```text", *help_of(f"embedmesh {name}", command), "```")
@@ -221,8 +222,8 @@ def errors_page() -> Iterator[str]:
     yield from ("# Errors", "", MADE, "")
     yield (
         'Every failure has the body `{"error": {"message", "type", "param", "code"}}` and an `x-request-id`. '
-        "The message says what is wrong, where, and what to do; `param` names the member at fault, such as `input.3`. SDKs "
-        "try again by themselves what may be tried again. In a stream that has begun, a failure is an event, "
+        "The message says what is wrong, where, and what to do; `param` names the member at fault, such as `input.3`. "
+        "SDKs try again by themselves what may be tried again. In a stream that has begun, a failure is an event, "
         '`data: {"error": …}`, and no `[DONE]` follows.'
     )
     yield from (
