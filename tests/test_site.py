@@ -121,3 +121,18 @@ def test_what_a_script_or_a_style_fetches_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.css").write_text("@import url(https://fonts.example/css);")
     (tmp_path / "a.js").write_text('fetch("https://count.example/hit")')
     assert [page for page, _ in check.problems(tmp_path)] == ["a.css", "a.js"]
+
+
+@pytest.mark.parametrize(
+    ("written", "as_mkdocs_wants_it"),
+    [
+        ("A line:\n- one\n- two\n", "A line:\n\n- one\n- two\n"),
+        ("1. One:\n\n   ```console\n   $ ls\n   ```\n", "1. One:\n\n    ```console\n    $ ls\n    ```\n"),
+        ("- one\n  - inner\n- two\n", "- one\n    - inner\n- two\n"),
+        ("```\n- one\n  two\n```\n", "```\n- one\n  two\n```\n"),
+        ("It is\n5. a sentence.\n", "It is\n5. a sentence.\n"),
+    ],
+)
+def test_lists_are_those_that_github_shows(written: str, as_mkdocs_wants_it: str) -> None:
+    hooks = pytest.importorskip("bench.site.hooks", reason="mkdocs is not installed", exc_type=ImportError)
+    assert hooks.as_python_markdown(written) == as_mkdocs_wants_it

@@ -186,13 +186,14 @@ def as_python_markdown(markdown: str) -> str:
         item = ITEM.match(line)
         if not fenced and text and not (item or column or not lines or lines[-1].strip()):
             widths = []  # a paragraph after a blank line, at the margin: the list is over
+        in_list = bool(widths)
         while not fenced and item and widths and column < widths[-1]:
             widths.pop()
         depth = sum(column >= width for width in widths)
         inner = widths[depth - 1] if depth else 0
         shown = " " * (4 * depth + column - inner) + text if text else ""
         if item and not fenced:
-            if not widths and lines and lines[-1].strip() and FIRST_ITEM.match(text):
+            if not in_list and lines and lines[-1].strip() and FIRST_ITEM.match(text):
                 lines.append("")
             widths = [*widths[:depth], item.end()]
         lines.append(shown)
