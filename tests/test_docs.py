@@ -74,10 +74,12 @@ def test_the_readmes_first_screen_shows_the_two_commands() -> None:
     assert "make test" in screen
 
 
-def test_the_readme_names_commands_that_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_commands_that_exist(page: Path) -> None:
     names = {name for name, _ in commands()}
-    for line in re.findall(r"`embedmesh ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text()):
-        assert line in names or line.split()[0] in names, line
+    groups = {name.split()[0] for name in names if " " in name}
+    for line in re.findall(r"(?:`|^\$ )(?:\w+=\S+ )*embedmesh ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE):
+        assert line in names | groups or line.split()[0] in names, line
 
 
 def test_the_page_on_a_request_shows_every_move_of_a_hold() -> None:
