@@ -13,7 +13,7 @@ TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := conformance ships streams reload spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
-BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
+BY_HAND := docs batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
@@ -94,6 +94,9 @@ locks scale bench-store: $(VENV)/.dev
 bench-two-models: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.two_models $(ARGS)
 
+docs: $(VENV)/.dev
+	@$(BIN)/python -m bench.site $(ARGS)
+
 platforms: $(VENV)/.dev
 	$(BIN)/python -m bench.platforms $(ARGS)
 
@@ -104,7 +107,7 @@ bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
 
-#: ships, platforms, lock, wheel, clean   try deploy/; wheels of pins; write *.lock; pack; tidy up
+#: docs, ships, platforms, lock, wheel, clean   the site (ARGS=serve); deploy/; pins; *.lock; tidy up
 
 lock:
 	requirements/lock.sh

@@ -1,0 +1,1 @@
+"""The site of the documentation, and the reference pages that are made from the code."""
