@@ -28,7 +28,7 @@ DEPLOY = CHECKOUT / "deploy"
 CHART = DEPLOY / "helm" / "embedmesh"
 VERSION = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 OTHER_VARIABLES = {"ASSETS_DIR", "MODELS_DIR", "IMAGE", "SITE", "GATEWAYS"}  # of provision/, of compose and Caddy
-CHART_SETS = {"host", "port", "data_dir", "store", "catalogue", "nodes", "files_dir", "workers"}
+CHART_SETS = {"host", "port", "data_dir", "store", "catalogue", "nodes", "workers"}
 CHART_SETS |= {"tls_cert", "tls_key", "tls_client_ca"}  # not yet: its probes and services speak plain HTTP
 STUCK_S = 180.0  # that a process may answer nothing before it is ended: slow is not stuck
 

@@ -72,7 +72,7 @@ from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
-from embedmesh.settings import GatewaySettings, files_path, store_dsn
+from embedmesh.settings import GatewaySettings, files_place, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -274,7 +274,7 @@ def _jobs(
     endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
     bounds = FileBounds(of_account=settings.files_bytes_max)
-    files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
+    files = FileStore(files_place(settings), store.files, store.batches, store.key_secret, clock, bounds)
     runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms)
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 

@@ -140,7 +140,7 @@ class Gateway:
     def __init__(
         self,
         store: Store,
-        files_folder: Path,
+        files_place: Path | str,
         books: Books,
         open_books: Callable[[], Books],
         clock: Clock,
@@ -208,7 +208,7 @@ class Gateway:
         sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
         leftover = Leftover(scheduler, clock, call_later)
         endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(self.clients, leases)}
-        self.files = FileStore(files_folder, store.files, store.batches, SECRET, clock)
+        self.files = FileStore(files_place, store.files, store.batches, SECRET, clock)
         self.runner = Runner(store.batches, self.files, world_of_lines(world, leftover), endpoints, leftover)
         batches = (
             FilesApi(self.files, store.files, lambda account: 1, bodies),
@@ -317,8 +317,9 @@ async def gateway(
     beat_s: float = BEAT_S,
     store_url: str | None = None,
     trusted: Sequence[str] = (),
+    files_place: Path | str | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
+    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address; its files in `folder`, too."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
     first = isinstance(path, str) or not path.exists()
 
@@ -331,7 +332,7 @@ async def gateway(
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         policy, origins = Policy(networks), Origins(trusted)
-        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
+        made = Gateway(store, files_place or folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
