@@ -1,4 +1,4 @@
-"""kill -9 of gateway, node, engine, PostgreSQL and S3 while batches run: `python -m bench.batches [--kills N] [--json]`.
+"""kill -9 of gateway, node, engine, PostgreSQL, S3 while batches run: `python -m bench.batches [--kills N] [--json]`.
 
 Batches of `--lines` lines run one after another, until as many kills have happened. At the end of each, and of all:
 

@@ -1,4 +1,4 @@
-"""A real server that speaks S3, on this machine: SeaweedFS, from its wheel in `.bench/seaweedfs`, or the system's `weed`."""
+"""A real server that speaks S3: SeaweedFS, from its wheel in `.bench/seaweedfs`, or the system's `weed`."""
 
 import importlib.util
 import json
@@ -109,10 +109,20 @@ class S3Server:
         _, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports
         command = [str(program), "server", f"-dir={self._folder}", f"-ip={HOST}", "-s3", "-filer"]
         command += [f"-master.port={master}", f"-master.port.grpc={master_grpc}"]
-        command += [f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=50", "-master.telemetry=false"]
+        command += [
+            f"-volume.port={volume}",
+            f"-volume.port.grpc={volume_grpc}",
+            "-volume.max=50",
+            "-master.telemetry=false",
+        ]
         command += [f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", "-master.volumeSizeLimitMB=100"]
         command += [f"-s3.port={self.port}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={self._folder / 's3.json'}"]
-        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.electionTimeout=1s"]
+        command += [
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-s3.autoCreateBucket=false",
+            "-master.electionTimeout=1s",
+        ]
         return Process(command, self._folder / "log")
 
 

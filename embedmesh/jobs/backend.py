@@ -20,9 +20,9 @@ class Draft(Protocol):
 
 
 class Stored(Protocol):
-    """What was written, while it is read: `bytes` is how many there are."""
+    """What was written, while it is read: `size` bytes."""
 
-    bytes: int
+    size: int
 
     def read(self, start: int, size: int, until: int) -> bytes:
         """`size` bytes from `start`; of those before `until`, some will be asked for next. Raises ContentsLost,

@@ -70,7 +70,7 @@ class SealedWriter:
 
 
 class SealedReader:
-    """Reads any part of one file. Blocks. Raises ContentsLost for what is not as it was written; what reading raises."""
+    """Reads any part of one file. Blocks. Raises ContentsLost for what is not as it was written, and what `file` raises."""
 
     def __init__(self, file: Stored, key_secret: bytes, name: str) -> None:
         self._file = file
@@ -78,7 +78,7 @@ class SealedReader:
         if len(header) != HEADER_BYTES or not header.startswith(MARK):
             raise ContentsLost("this is no file of ours")
         self._aead = _aead(key_secret, header[len(MARK) :], name)
-        stored = file.bytes - HEADER_BYTES
+        stored = file.size - HEADER_BYTES
         self._chunks = -(-stored // STORED_BYTES)
         self.bytes = stored - self._chunks * TAG_BYTES  # of plain contents
         if self._chunks == 0 or self.bytes < 0:

@@ -63,7 +63,7 @@ class DiskFile:
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self._file = path.open("rb")
-        self.bytes = os.fstat(self._file.fileno()).st_size
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, start: int, size: int, until: int) -> bytes:
         self._file.seek(start)

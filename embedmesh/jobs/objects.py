@@ -90,18 +90,18 @@ class StoredObject:
         first = storage.get(f"{key}/end", 0, FIRST_BYTES)
         if len(first) < HEAD.size or not first.startswith(MARK):
             raise ContentsLost("this is no object of ours")
-        _, self._part_bytes, self.bytes = HEAD.unpack_from(first)
+        _, self._part_bytes, self.size = HEAD.unpack_from(first)
         if not self._part_bytes:
             raise ContentsLost("the object was changed")
-        self._parts = self.bytes // self._part_bytes
+        self._parts = self.size // self._part_bytes
         self._at, self._here = self._parts * self._part_bytes, first[HEAD.size :]
 
     def read(self, start: int, size: int, until: int) -> bytes:
         found = bytearray()
-        stop = min(start + size, self.bytes)
+        stop = min(start + size, self.size)
         while (at := start + len(found)) < stop:
             if not 0 <= at - self._at < len(self._here):
-                self._fetch(at, min(until, self.bytes))
+                self._fetch(at, min(until, self.size))
             found += self._here[at - self._at : stop - self._at]
         if stop >= self._at + len(self._here):
             self._here = b""  # nothing is kept while a slow caller takes its time
@@ -120,7 +120,7 @@ class StoredObject:
 
 
 class ObjectStorage:
-    """A prefix in object storage, which all gateways of a store share. Credentials are where its driver looks for them."""
+    """A prefix, which all gateways of a store share. Credentials are where its driver looks for them."""
 
     threads_max = OBJECT_THREADS
 
@@ -225,7 +225,7 @@ class ObjectStorage:
             raise self._away(operation, error) from None
 
     def _away(self, operation: str, error: Exception) -> StorageFull:
-        """It cannot be used now. The log says how that was told, without the words: these may show more than they should."""
+        """It cannot be used now. The log says how that was told, and not in which words: these may show a secret."""
         now = time.monotonic()
         what = " ".join(filter(None, (operation, type(error).__name__, _code(error))))
         with self._lock:

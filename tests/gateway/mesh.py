@@ -332,7 +332,9 @@ async def gateway(
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         policy, origins = Policy(networks), Origins(trusted)
-        made = Gateway(store, files_place or folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
+        made = Gateway(
+            store, files_place or folder / "files", books, open_books, clock, policy, lookup, beat_s, origins
+        )
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
