@@ -30,7 +30,7 @@ class ContentsLost(Exception):
     """A file's contents are not there, or were changed."""
 
 
-class Sink(Protocol):
+class ByteSink(Protocol):
     """What takes bytes: a draft, or an open file."""
 
     def write(self, data: bytes, /) -> object: ...
@@ -39,7 +39,7 @@ class Sink(Protocol):
 class SealedWriter:
     """Writes one file from its beginning to its end. Blocks, and raises what writing raises."""
 
-    def __init__(self, file: Sink, key_secret: bytes, name: str) -> None:
+    def __init__(self, file: ByteSink, key_secret: bytes, name: str) -> None:
         salt = os.urandom(SALT_BYTES)
         self._file = file
         self._aead = _aead(key_secret, salt, name)
@@ -70,7 +70,7 @@ class SealedWriter:
 
 
 class SealedReader:
-    """Reads any part of one file. Blocks. Raises ContentsLost for what is not as it was written, and what `file` raises."""
+    """Reads any part of one file. Blocks. Raises ContentsLost for what was changed, and what `file` raises."""
 
     def __init__(self, file: Stored, key_secret: bytes, name: str) -> None:
         self._file = file

@@ -153,6 +153,8 @@ class ObjectStorage:
             from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
             self._system = AsyncFileSystemWrapper(self._system, asynchronous=False)
+        for name in ("aiobotocore", "botocore"):  # which tell where they found what
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def free_bytes(self) -> int:
         return FREE_BYTES
