@@ -6,7 +6,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ class S3Server:
                 yield server
             finally:
                 server.process.kill()
+
+    def new_address(self, set_variable: Callable[[str, str], object]) -> str:
+        """A prefix of its own, for whoever has its variables."""
+        for name, value in self.environment.items():
+            set_variable(name, value)
+        return f"s3://{BUCKET}/{secrets.token_hex(8)}"
 
     def system(self) -> Any:
         """fsspec's file system of it, of its own."""

@@ -6,12 +6,11 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
-from bench.rig.object_storage import S3Server, cannot_serve
+from bench.rig.object_storage import S3Server
 from embedmesh.bulk.remote import file_system
 from embedmesh.jobs import objects
 from embedmesh.jobs.chunks import ContentsLost
@@ -52,23 +51,13 @@ __all__ = [  # the same tests as for a disk
 SECRET_WORDS = "AKIAEXAMPLEKEY wJalrXUtnFEMI"  # as an error of a driver may have them
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    if why := cannot_serve():
-        pytest.skip(why)
-    with S3Server.started() as server:
-        yield server
-
-
 @pytest.fixture(params=["memory", "s3"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix of its own: in memory, and at a real server that speaks S3."""
     if request.param == "memory":
         return f"faulty://{uuid4()}"
     server: S3Server = request.getfixturevalue("s3")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{server.bucket}/{uuid4()}"
+    return server.new_address(monkeypatch.setenv)
 
 
 only_memory = pytest.mark.parametrize("place", ["memory"], indirect=True)
