@@ -64,7 +64,7 @@ def on_disk(files: FileStore) -> list[str]:
     if isinstance(backend, Disk):
         return sorted(path.name for path in backend._folder.rglob("*") if path.is_file())
     assert isinstance(backend, ObjectStorage)
-    system, root = file_system(backend._address, use_listings_cache=False, skip_instance_cache=True)
+    system, root = file_system(backend._address, use_listings_cache=False)
     return sorted({path.split("/")[-2] for path in system.find(root) if path != root})
 
 

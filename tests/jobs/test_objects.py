@@ -6,6 +6,8 @@ import os
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -35,6 +37,7 @@ from tests.jobs.test_files import (
     test_uploads_at_one_time_do_not_pass_the_bound_together,
     test_what_was_not_ended_leaves_nothing,
 )
+from tests.storage.shop import Shop
 
 __all__ = [  # the same tests as for a disk
     "test_a_caller_that_leaves_at_the_last_moment_leaves_nothing",
@@ -49,6 +52,14 @@ __all__ = [  # the same tests as for a disk
 ]
 
 SECRET_WORDS = "AKIAEXAMPLEKEY wJalrXUtnFEMI"  # as an error of a driver may have them
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """In a file: stores of either kind see nothing of where files are."""
+    shop = Shop(tmp_path)
+    yield shop
+    shop.books.close()
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -67,7 +78,7 @@ def parts_of(files: FileStore) -> list[str]:
     """The paths of all objects, within the prefix."""
     backend = files.folder.backend
     assert isinstance(backend, ObjectStorage)
-    system, root = file_system(backend._address, use_listings_cache=False, skip_instance_cache=True)
+    system, root = file_system(backend._address, use_listings_cache=False)
     return sorted(path.partition(root)[2] for path in system.find(root))
 
 
