@@ -1,4 +1,4 @@
-"""kill -9 of gateway, node, engine and PostgreSQL while batches run: `python -m bench.batches [--kills N] [--json]`.
+"""kill -9 of gateway, node, engine, PostgreSQL, S3 while batches run: `python -m bench.batches [--kills N] [--json]`.
 
 Batches of `--lines` lines run one after another, until as many kills have happened. At the end of each, and of all:
 
@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.client import HTTPConnection, HTTPException
 from math import ceil
 from random import Random
@@ -27,12 +28,13 @@ from bench.rig import ledger
 from bench.rig.command import bench, progress, wrong
 from bench.rig.http import MODEL, vectors_of
 from bench.rig.live import Live, serving
+from bench.rig.object_storage import S3Server
 from bench.rig.postgres import PostgresServer, serving_if
 from bench.rig.processes import wait_for
 from embedmesh.rules.batches import batch_price
 
 KINDS = ("gateway", "node", "worker")
-POSTGRES = "postgres"
+POSTGRES, STORAGE = "postgres", "storage"
 CALM_S = (0.3, 2.5)  # between two kills
 ON_S_MAX = 15.0  # the promise: a batch goes on by then
 GIVE_UP_S = 120.0  # without any progress, after which a batch has failed
@@ -217,8 +219,10 @@ def _lines(api: Api, file_id: str | None) -> Iterator[dict[str, Any]]:
 class Killer:
     """Kills by dice while a batch runs, and notes how soon it goes on."""
 
-    def __init__(self, live: Live, server: PostgresServer | None, order: list[str], dice: Random) -> None:
-        self._live, self._server, self._dice = live, server, dice
+    def __init__(
+        self, live: Live, server: PostgresServer | None, storage: S3Server | None, order: list[str], dice: Random
+    ) -> None:
+        self._live, self._server, self._storage, self._dice = live, server, storage, dice
         self.order = order  # what is still to be killed, the last first
         self.killed: Counter[str] = Counter()
         self.on_s: dict[str, list[float]] = {}
@@ -230,6 +234,10 @@ class Killer:
         if kind == POSTGRES:
             assert self._server is not None
             return kind, kill_postgres(self._server)
+        if kind == STORAGE:
+            assert self._storage is not None
+            self._storage.kill_and_start()
+            return kind, time.monotonic()
         return kind, kill(self._live, kind, self._dice)
 
     def watch(self, api: Api, batch_id: str) -> dict[str, Any]:
@@ -262,22 +270,28 @@ def measure(
     seed: int = 1,
     store: Literal["sqlite", "postgres"] = "sqlite",
     workers: int = 0,
+    files: Literal["folder", "s3"] = "folder",
 ) -> Figures:
     """The whole run."""
-    with serving_if(store) as server:
-        return run_batches(kills, lines, seed, workers or (2 if server is not None else 1), server)
+    with serving_if(store) as server, S3Server.started() if files == "s3" else nullcontext() as storage:
+        return run_batches(kills, lines, seed, workers or (2 if server is not None else 1), server, storage)
 
 
-def run_batches(kills: int, lines: int, seed: int, workers: int, server: PostgresServer | None) -> Figures:
+def run_batches(
+    kills: int, lines: int, seed: int, workers: int, server: PostgresServer | None, storage: S3Server | None
+) -> Figures:
     """`kills` of each kind, in an order and at moments by dice, over as many batches as that takes."""
     dice = Random(seed)
-    order = list((KINDS if server is None else (*KINDS, POSTGRES)) * kills)
+    more = [*([POSTGRES] if server is not None else []), *([STORAGE] if storage is not None else [])]
+    order = [*KINDS, *more] * kills
     dice.shuffle(order)
     environment = {"EMBEDMESH_STORE": server.new()} if server is not None else {}
+    if storage is not None:
+        environment |= storage.environment | {"EMBEDMESH_FILES_DIR": f"s3://{storage.bucket}/files"}
     ended: list[Ended] = []
     with serving(["--workers", str(workers)], environment) as live, progress() as bar:
         api, known = Api(live), learn(live, dice)
-        killer = Killer(live, server, order, dice)
+        killer = Killer(live, server, storage, order, dice)
         task = bar.add_task("kill -9", total=len(order))
         while not ended or killer.order:
             data, asked = file_of(dice, list(known), lines)
@@ -325,9 +339,10 @@ def join(live: Live, ended: list[Ended], killer: Killer) -> Figures:
 if __name__ == "__main__":
     bench(
         measure,
-        kills="of each kind: gateway, node, engine worker, PostgreSQL",
+        kills="of each kind: gateway, node, engine worker, PostgreSQL, object storage",
         lines="of each batch",
         seed="of order, moments and texts",
         store="kill -9 of its server, too",
         workers="gateways; 0 is 1 on SQLite, 2 on PostgreSQL",
+        files="where files are: kill -9 of its server, too",
     )

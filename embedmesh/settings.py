@@ -55,9 +55,11 @@ def store_path(data_dir: Path) -> Path:
     return data_dir / "embedmesh.db"
 
 
-def files_path(settings: "GatewaySettings") -> Path:
-    """Where files and results of batches are kept."""
-    return settings.files_dir or settings.data_dir / "files"
+def files_place(settings: "GatewaySettings") -> Path | str:
+    """Where files and results of batches are kept: a folder, or the address of object storage."""
+    if "://" in settings.files_dir:
+        return settings.files_dir
+    return Path(settings.files_dir) if settings.files_dir else settings.data_dir / "files"
 
 
 def store_dsn(settings: "GatewaySettings") -> str | Path:
@@ -191,12 +193,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Bytes of cached vectors in a process, for accounts with `cache` on.", ge=0, le=2**40),
     ] = 64 * MIB
     files_dir: Annotated[
-        Path | None,
+        str,
         Meta(
-            description="Folder for files and results of batches, encrypted; one for all gateways of a store. Default: "
-            "files in the data directory."
+            description="Folder for files and results of batches, encrypted, or object storage, as s3://BUCKET/PREFIX; "
+            "one for all gateways of a store. Default: files in the data directory."
         ),
-    ] = None
+    ] = ""
     files_bytes_max: Annotated[
         int, Meta(description="Bytes of files that one account may keep, results of batches included.", ge=MIB)
     ] = 20 * 1024 * MIB

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from bench.rig.object_storage import S3Server
     from bench.rig.postgres import PostgresServer
 
 KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not how we behave
@@ -77,6 +78,17 @@ def postgres() -> Iterator["PostgresServer"]:
     from bench.rig.postgres import serving
 
     with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator["S3Server"]:
+    """A real server that speaks S3, where there is one."""
+    from bench.rig.object_storage import S3Server, cannot_serve
+
+    if why := cannot_serve():
+        pytest.skip(why)
+    with S3Server.started() as server:
         yield server
 
 

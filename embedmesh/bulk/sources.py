@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from embedmesh.bulk.lines import READ_BYTES, Batches, ChunkReader, JsonRecords, LineBatch, LineRecords
-from embedmesh.bulk.remote import file_system
+from embedmesh.bulk.remote import file_system, told_as_os_error
 from embedmesh.bulk.tables import TEXT_COLUMN, CsvRecords, ParquetReader, pyarrow_here
 from embedmesh.bulk.units import UNIT_TEXTS_MAX
 from embedmesh.bulk.usage import WrongUsage
@@ -31,9 +31,10 @@ def open_source(name: str) -> Source:
             path = Path(name)
             return Source(path.open("rb"), path.stat().st_size, None)
         system, path_there = file_system(name)
-        info = system.info(path_there)
-        mark = hashlib.sha256(str(system.ukey(path_there)).encode()).hexdigest()
-        return Source(cast(BinaryIO, system.open(path_there, "rb")), info.get("size"), mark)
+        with told_as_os_error():
+            info = system.info(path_there)
+            mark = hashlib.sha256(str(system.ukey(path_there)).encode()).hexdigest()
+            return Source(cast(BinaryIO, system.open(path_there, "rb")), info.get("size"), mark)
     except OSError as error:
         raise WrongUsage(f"{name} cannot be read ({error.strerror or type(error).__name__}).") from None
 
@@ -70,7 +71,8 @@ def _records(kind: str, column: str | None) -> LineRecords:
 async def _chunks(file: BinaryIO, name: str) -> AsyncIterator[bytes]:
     while True:
         try:
-            chunk = file.read(READ_BYTES)
+            with told_as_os_error():
+                chunk = file.read(READ_BYTES)
         except (OSError, EOFError) as error:
             raise WrongUsage(f"{name} cannot be read ({error}).") from None
         if not chunk:

@@ -150,7 +150,7 @@ Exit status:
 def embed(inputs: tuple[str, ...], output: str, **given: Any) -> None:
     of_job = {name: given.pop(name) for name in OF_JOB}
     asked = any(value is not None and value is not False for value in of_job.values())
-    if asked or len(inputs) > 1 or job_output(output) is not None:
+    if asked or len(inputs) > 1 or job_output(output) is not None or any("://" in each for each in (*inputs, output)):
         from embedmesh.commands.embed_job import embed_as_job
 
         sys.exit(EXITS[embed_as_job(inputs, output, of_job | given)])

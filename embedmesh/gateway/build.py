@@ -81,7 +81,7 @@ from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
 from embedmesh.rules.traces import Tracing
-from embedmesh.settings import GatewaySettings, files_path, store_dsn
+from embedmesh.settings import GatewaySettings, files_place, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -339,7 +339,7 @@ def _jobs(
     endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
     bounds = FileBounds(of_account=settings.files_bytes_max)
-    files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
+    files = FileStore(files_place(settings), store.files, store.batches, store.key_secret, clock, bounds)
     lines = world_of_lines(world, leftover)
     of_batch = as_it_is if traced is None else functools.partial(_traced_lines, traced)
     runner = Runner(store.batches, files, lines, endpoints, leftover, batch_terms(settings), known, of_batch)

@@ -133,12 +133,12 @@ async def run(
     tls: Certificate | None = None,
 ) -> list[asyncio.Future[Any]]:
     """Serve until told to stop, or until a background task ends. Returns all background tasks. Raises StoreAway."""
+    await gateway.files.open()
     stopped = asyncio.create_task(ending.stop_event.wait())
     background = [asyncio.ensure_future(each) for each in (*gateway.background, *watches)]
     try:
         await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys), by=this_user())
         await gateway.fleet.roster.reload()
-        await gateway.files.open()
     except StoreUnavailable as error:
         raise StoreAway(error.message) from None
     if local_nodes:
@@ -166,6 +166,7 @@ async def stop(gateway: Gateway, tasks: list[asyncio.Future[Any]], *, drain_s: f
     """Drain the server, end the background tasks, and close all parts."""
     log.info("gateway drains")
     await gateway.app.server.drain(drain_s)
+    gateway.files.end_soon()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

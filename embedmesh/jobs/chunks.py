@@ -8,12 +8,14 @@ construction is STREAM of Hoang, Reyhanitabar, Rogaway and Vizár, "Online Authe
 
 import os
 from collections.abc import Iterator
-from typing import IO
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from embedmesh.jobs.backend import Stored
 
 CHUNK_BYTES = 64 * 1024  # of plain contents under one tag: what is held to read one byte
 TAG_BYTES, NONCE_BYTES, SALT_BYTES, KEY_BYTES = 16, 12, 32, 32
@@ -25,13 +27,19 @@ MORE, LAST_ONE = b"more", b"last"
 
 
 class ContentsLost(Exception):
-    """A file's contents are not there, or were changed on the disk."""
+    """A file's contents are not there, or were changed."""
+
+
+class ByteSink(Protocol):
+    """What takes bytes: a draft, or an open file."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class SealedWriter:
-    """Writes one file from its beginning to its end. Blocks. Raises OSError."""
+    """Writes one file from its beginning to its end. Blocks, and raises what writing raises."""
 
-    def __init__(self, file: IO[bytes], key_secret: bytes, name: str) -> None:
+    def __init__(self, file: ByteSink, key_secret: bytes, name: str) -> None:
         salt = os.urandom(SALT_BYTES)
         self._file = file
         self._aead = _aead(key_secret, salt, name)
@@ -53,10 +61,8 @@ class SealedWriter:
             del self._rest[: whole * CHUNK_BYTES]
 
     def end(self) -> None:
-        """Write the last chunk, and wait until all is on disk."""
+        """Write the last chunk."""
         self._write_chunk(self._rest, LAST_ONE)
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def _write_chunk(self, plain: bytearray | memoryview, which: bytes) -> None:
         self._file.write(self._aead.encrypt(_nonce(self._chunks), plain, which))
@@ -64,35 +70,40 @@ class SealedWriter:
 
 
 class SealedReader:
-    """Reads any part of one file. Blocks. Raises OSError, and ContentsLost for what is not as it was written."""
+    """Reads any part of one file. Blocks. Raises ContentsLost for what was changed, and what `file` raises."""
 
-    def __init__(self, file: IO[bytes], key_secret: bytes, name: str) -> None:
+    def __init__(self, file: Stored, key_secret: bytes, name: str) -> None:
         self._file = file
-        header = file.read(HEADER_BYTES)
+        header = file.read(0, HEADER_BYTES, HEADER_BYTES)
         if len(header) != HEADER_BYTES or not header.startswith(MARK):
             raise ContentsLost("this is no file of ours")
         self._aead = _aead(key_secret, header[len(MARK) :], name)
-        stored = os.fstat(file.fileno()).st_size - HEADER_BYTES
+        stored = file.size - HEADER_BYTES
         self._chunks = -(-stored // STORED_BYTES)
         self.bytes = stored - self._chunks * TAG_BYTES  # of plain contents
         if self._chunks == 0 or self.bytes < 0:
             raise ContentsLost("the file was cut")
 
-    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The contents from `start` until before `stop`, a chunk or less at a time."""
+    def parts(self, start: int = 0, stop: int | None = None, at_once: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The contents from `start` until before `stop`, a chunk or less at a time.
+
+        `at_once` is how many bytes the caller will ask for together.
+        """
         if stop is not None and stop > self.bytes:
             raise ContentsLost("the file is shorter than it was")
         stop = self.bytes if stop is None else stop
-        for number in range(start // CHUNK_BYTES, self._chunks):
+        end = min(-(-stop // CHUNK_BYTES), self._chunks)
+        ahead = max(1, at_once // CHUNK_BYTES)
+        for number in range(start // CHUNK_BYTES, end):
             first = number * CHUNK_BYTES
-            if first >= stop:
-                return
-            if part := self._chunk(number)[max(0, start - first) : stop - first]:
+            plain = self._chunk(number, min(number + ahead, end))
+            if part := plain[max(0, start - first) : stop - first]:
                 yield part
 
-    def _chunk(self, number: int) -> bytes:
-        self._file.seek(HEADER_BYTES + number * STORED_BYTES)
-        stored = self._file.read(STORED_BYTES)
+    def _chunk(self, number: int, end: int) -> bytes:
+        """One chunk; those before the chunk `end` will follow."""
+        at, until = (HEADER_BYTES + each * STORED_BYTES for each in (number, end))
+        stored = self._file.read(at, STORED_BYTES, until)
         try:
             return self._aead.decrypt(_nonce(number), stored, LAST_ONE if number == self._chunks - 1 else MORE)
         except (InvalidTag, ValueError):  # too short to be one

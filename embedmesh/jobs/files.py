@@ -1,4 +1,4 @@
-"""Files: their rows in the store, and what is in them on the disk, written and read as streams of bounded memory.
+"""Files: their rows in the store, and what is in them, written and read as streams of bounded memory.
 
 The contents are durable under their own name before their row comes. So a row always has its contents, and contents
 without a row are of no use: `sweep` deletes them. The same goes for segments, the results of a batch's units.
@@ -7,16 +7,17 @@ without a row are of no use: `sweep` deletes them. The same goes for segments, t
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from embedmesh.jobs.backend import FREE_BYTES
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.file_writer import WRITE_AT_ONCE_BYTES, FileWriter
-from embedmesh.jobs.folder import FileFolder
+from embedmesh.jobs.folder import FileFolder, file_key, segment_key, segments_key
 from embedmesh.rules.batches import FilePurpose, FileRow, Segment, output_bytes_paid_for
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.file_failures import StorageFull
@@ -29,6 +30,8 @@ from embedmesh.storage.files import FORGOTTEN_AT_ONCE, FileRows, too_much
 
 FILES_SWEEP_EVERY_S = 60.0
 STRAYS_EVERY_S = 3_600.0  # contents without a row are rare: a process died between two steps
+READ_AT_ONCE_BYTES = 1024 * 1024  # by ourselves: object storage takes as long for a quarter of it
+CLOSE_S = 5.0  # for object storage, once the gateway ends: an upload that is aborted leaves nothing
 
 T = TypeVar("T")
 
@@ -43,11 +46,11 @@ class FileBounds(msgspec.Struct, frozen=True):
 
 
 class FileStore:
-    """Files and segments of one store, in one folder, which all its gateways share."""
+    """Files and segments of one store, in one folder or prefix of object storage, which all its gateways share."""
 
     def __init__(
         self,
-        folder: Path,
+        place: Path | str,
         rows: FileRows,
         batches: Batches,
         key_secret: bytes,
@@ -58,7 +61,7 @@ class FileStore:
         self._batches = batches
         self._clock = clock
         self._bounds = bounds or FileBounds()
-        self.folder = FileFolder(folder, key_secret, self._bounds.disk_free_min)
+        self.folder = FileFolder(place, key_secret, self._bounds.disk_free_min)
         self._uploads = Room(
             UPLOADS_MAX,
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
@@ -73,11 +76,16 @@ class FileStore:
 
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
-        await self.in_thread(self.folder.make)
+        await self.in_thread(self.folder.backend.make)
         await self._look()
 
+    def end_soon(self) -> None:
+        """The gateway ends: what waits for object storage gives up in CLOSE_S."""
+        asyncio.get_running_loop().call_later(CLOSE_S, self.folder.backend.cut)
+
     async def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for what is being written, if not for long: see `end_soon`."""
+        self.end_soon()
         await asyncio.get_running_loop().run_in_executor(None, self.folder.threads.shutdown)
 
     async def bytes_allowed(self, account_id: str, can_pay_bytes: int | None = None) -> int:
@@ -88,7 +96,7 @@ class FileStore:
         files are of work that was paid. What it keeps already counts.
         """
         kept = await self.rows.kept(account_id)
-        free = await self.in_thread(self.folder.free_bytes)
+        free = await self.in_thread(self.folder.backend.free_bytes)
         allowed = min(self._bounds.of_account, ACCOUNT_SHARE * (kept.bytes + free) // (ACCOUNT_SHARE + 1))
         if can_pay_bytes is None:
             return allowed
@@ -138,12 +146,14 @@ class FileStore:
             self._uploads.take(account_id)
         return FileWriter(self, row, file_bytes_max, kept_bytes_max, kept)
 
-    def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The contents from `start` until before `stop`, at most WRITE_AT_ONCE_BYTES at a time. Raises ContentsLost.
+    def read(
+        self, file_id: str, start: int = 0, stop: int | None = None, at_once: int = WRITE_AT_ONCE_BYTES
+    ) -> AsyncGenerator[bytes, None]:
+        """The contents from `start` until before `stop`, `at_once` or a chunk less. Raises ContentsLost, StorageFull.
 
         Look for the row first (`FileRows.find`): this does not ask whose it is. Close it: a file is open.
         """
-        return self._parts(self.folder.path_of(file_id), file_id, start, stop)
+        return self._parts(file_key(file_id), start, stop, at_once)
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more; the contents go at once, or when no batch reads them any more.
@@ -174,10 +184,10 @@ class FileStore:
         return Segment(name, sum(map(len, output)), sum(map(len, errors)))
 
     def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncGenerator[bytes, None]:
-        """The output lines or the error lines of a segment. Raises ContentsLost. Close it, too."""
+        """The output lines or the error lines of a segment. Raises ContentsLost, StorageFull. Close it, too."""
         middle = segment.output_bytes
         span = (middle, middle + segment.error_bytes) if errors else (0, middle)
-        return self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span)
+        return self._parts(segment_key(batch_id, segment.name), *span, READ_AT_ONCE_BYTES)
 
     async def drop_segments(self, batch_id: str) -> None:
         """A batch has ended: delete its segments."""
@@ -219,7 +229,8 @@ class FileStore:
 
     async def _look(self) -> None:
         with suppress(StorageFull):
-            self.free_bytes = await self.in_thread(self.folder.free_bytes)
+            free = await self.in_thread(self.folder.backend.free_bytes)
+            self.free_bytes = free if free < FREE_BYTES else None
 
     async def drop(self, file_id: str) -> None:
         """Delete the contents of a file without a row; if that fails, they are swept later."""
@@ -233,41 +244,50 @@ class FileStore:
             self.sending += Counter()  # without those that send nothing
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Run what waits for the disk, in threads that nothing else waits for."""
+        """Run what waits for the disk or the network, in threads that nothing else waits for."""
         return await asyncio.get_running_loop().run_in_executor(self.folder.threads, call)
 
-    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+    async def _parts(self, key: str, start: int, stop: int | None, at_once: int) -> AsyncGenerator[bytes, None]:
         if start == stop:
             return
-        reader = await self.in_thread(lambda: self.folder.open(path, name))
+        reader = await self.in_thread(lambda: self.folder.open(key))
         try:
-            parts = reader.parts(start, stop)
-            while part := await self.in_thread(lambda: _some(parts)):
+            parts = reader.parts(start, stop, at_once)
+            while part := await self.in_thread(lambda: _some(parts, at_once)):
                 yield part
         finally:
             reader.close()
 
     async def _sweep_strays(self) -> int:
         swept = 0
-        for file_ids in await self.in_thread(self.folder.old_files):
+        file_pages, batch_pages = self.folder.file_ids(), self.folder.batch_ids()
+        while file_ids := await self._next(file_pages):
             for file_id in await self.rows.unknown(file_ids):
-                await self.drop(file_id)
-                swept += 1
-        for batch_ids in await self.in_thread(self.folder.old_segments):
+                if await self._is_stray(file_key(file_id)):
+                    await self.drop(file_id)
+                    swept += 1
+        while batch_ids := await self._next(batch_pages):
             for batch_id in await self._batches.ended(batch_ids):
-                await self.drop_segments(batch_id)
-                swept += 1
+                if await self._is_stray(segments_key(batch_id)):
+                    await self.drop_segments(batch_id)
+                    swept += 1
         return swept
 
+    async def _is_stray(self, key: str) -> bool:
+        return await self.in_thread(lambda: self.folder.is_stray(key))
 
-def _some(parts: Iterable[bytes]) -> bytes:
-    """The next parts, at most WRITE_AT_ONCE_BYTES together; empty after the last."""
+    async def _next(self, pages: Iterator[list[str]]) -> list[str]:
+        return await self.in_thread(lambda: next(pages, []))
+
+
+def _some(parts: Iterable[bytes], at_once: int) -> bytes:
+    """The next parts, `at_once` together; empty after the last."""
     some: list[bytes] = []
     size = 0
     for part in parts:
         some.append(part)
         size += len(part)
-        if size >= WRITE_AT_ONCE_BYTES:
+        if size >= at_once:
             break
     return b"".join(some)
 

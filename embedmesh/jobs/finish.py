@@ -62,7 +62,7 @@ async def _write_done(
             async with aclosing(files.read_segment(batch.batch_id, done.segment, errors=wrong)) as pieces:
                 wholes.append([piece async for piece in pieces])
     except ContentsLost:
-        log.error("batch %s: the results of unit %s are lost on the disk; its lines are done again", *lost)
+        log.error("batch %s: the results of unit %s are lost; its lines are done again", *lost)
         try:
             results = await do_again(unit)
         except ContentsLost:

@@ -1,12 +1,13 @@
 """What is done with one batch while its lease lasts: validation, units, the end.
 
-Whatever the store or the disk cannot take now is tried again, until the lease is lost or the batch's own time is over.
+Whatever the store, the disk or object storage cannot do now is tried again, until the lease is lost or the batch's own
+time is over.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ from embedmesh.flow.operation import Operation
 from embedmesh.flow.world import World
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
-from embedmesh.jobs.files import FileStore
+from embedmesh.jobs.files import READ_AT_ONCE_BYTES, FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import LineResult, Stopping, UnitWork
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
@@ -121,7 +122,7 @@ class BatchWork:
             elif self._world.clock.unix_ms() >= self._batch.expires_ms:
                 self._stopping.stop("batch_expired")
             try:
-                self._batch = await self._step()
+                self._batch = await again(self._step)
             except LeaseLost:  # or it was cancelled meanwhile
                 self._batch = await again(lambda: self._batches.renew(self._lease))
                 await asyncio.sleep(AGAIN_FIRST_S)
@@ -156,7 +157,7 @@ class BatchWork:
         validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add)
 
         async def plan_file() -> BatchPlan:
-            async with aclosing(self._files.read(batch.input_file_id)) as pieces:
+            async with aclosing(self._files.read(batch.input_file_id, at_once=READ_AT_ONCE_BYTES)) as pieces:
                 return await validation.plan(pieces)
 
         reading = asyncio.create_task(plan_file())
@@ -236,8 +237,7 @@ class BatchWork:
     async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
         batch = self._batch
         try:
-            async with aclosing(self._lines_of(unit)) as lines:
-                results = await work.results(unit, lines)
+            results = await again(lambda: self._results(work, unit))
         except ContentsLost:
             log.critical("batch %s: its input file is lost; it is cancelled", batch.batch_id)
             await again(lambda: self._batches.cancel(batch.account_id, batch.batch_id))
@@ -291,8 +291,7 @@ class BatchWork:
         """The results of a unit that was paid, once more, and free. Raises ContentsLost."""
         late = asyncio.get_running_loop().call_later(LOST_S, self._lost.stop, "results_lost")
         try:
-            async with aclosing(self._lines_of(unit)) as lines:
-                return await self._unit_work(self._lost).results(unit, lines)
+            return await self._results(self._unit_work(self._lost), unit)
         finally:
             late.cancel()
 
@@ -300,8 +299,12 @@ class BatchWork:
         world = at_prices(self._world, self._batch.prices, self._tools.known)
         return UnitWork(world, self._operation, self._batch, self._caller, self._tools.leftover, stopping)
 
-    def _lines_of(self, unit: BatchUnit) -> AsyncGenerator[bytes, None]:
-        return self._files.read(self._batch.input_file_id, unit.first_byte, unit.first_byte + unit.bytes)
+    async def _results(self, work: UnitWork, unit: BatchUnit) -> list[LineResult]:
+        """Raises ContentsLost, StorageFull."""
+        first, stop = unit.first_byte, unit.first_byte + unit.bytes
+        lines = self._files.read(self._batch.input_file_id, first, stop, READ_AT_ONCE_BYTES)
+        async with aclosing(lines):
+            return await work.results(unit, lines)
 
 
 async def again(work: Callable[[], Awaitable[T]]) -> T:

@@ -4,7 +4,7 @@ from embedmesh.rules.errors import CallerFailure, Failure, Fault, Retry
 
 
 class StorageFull(Failure):
-    """The disk that files are kept on has no room now."""
+    """The disk that files are kept on has no room now, or object storage is away."""
 
     code = "storage_full"
     fault = Fault.US

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from embedmesh.bulk.estimate import estimate
+from embedmesh.bulk.remote import file_system
 from embedmesh.bulk.sources import batches_of
 from embedmesh.bulk.units import JOB_UNIT_BYTES_MAX, UNIT_TEXTS_MAX, JobPlan, JobUnit, units_of
 from embedmesh.bulk.work import requests_of
@@ -158,7 +160,9 @@ def test_what_does_not_go_with_a_job_is_refused(
         (["a.jsonl", "-o", "out/", "--id", "no"], "no column 'no'"),
         (["a.jsonl", "-o", "out/", "--confidential"], "cannot be --confidential"),
         (["-o", "out/"], "name them"),
-        (["s3://b/a.jsonl", "-o", "out/"], "Install s3fs to access S3"),
+        (["gs://b/a.jsonl", "-o", "out/"], "install gcsfs"),
+        (["memory://b/a.jsonl", "-o", "memory://b/out.jsonl"], "not one file"),
+        (["memory://b/a.jsonl", "-o", "out/"], "cannot be read (FileNotFoundError)"),
     ],
 )
 def test_wrong_usage(
@@ -281,28 +285,36 @@ def test_one_file_is_made_of_the_parts(edge: Edge, embed: Embed, tmp_path: Path,
     )
 
 
+@pytest.fixture(params=["memory", "s3"])
+def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own, in memory and at a real server that speaks S3."""
+    if request.param == "memory":
+        return f"memory://{uuid4()}"
+    found: str = request.getfixturevalue("s3").new_address(monkeypatch.setenv)
+    return found
+
+
 def test_inputs_and_outputs_at_addresses(
-    edge: Edge, embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    edge: Edge, embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     """By fsspec; the manifest is a local file. What has changed there is noticed."""
-    fsspec = pytest.importorskip("fsspec")
     monkeypatch.chdir(tmp_path)
-    there = fsspec.filesystem("memory")
-    there.pipe_file("/in/a.parquet", parquet_bytes(["one", "two"]))
-    there.pipe_file("/in/b.jsonl.gz", jsonl(tmp_path / "b.jsonl.gz", ["three"]).read_bytes())
-    command = ("memory://in/a.parquet", "memory://in/b.jsonl.gz", "-o", "parquet:memory://out")
+    there, root = file_system(address, use_listings_cache=False, skip_instance_cache=True)
+    there.pipe_file(f"{root}/in/a.parquet", parquet_bytes(["one", "two"]))
+    there.pipe_file(f"{root}/in/b.jsonl.gz", jsonl(tmp_path / "b.jsonl.gz", ["three"]).read_bytes())
+    command = (f"{address}/in/a.parquet", f"{address}/in/b.jsonl.gz", "-o", f"parquet:{address}/out")
     try:
         assert embed(*command).exit_code == 0
-        parts = sorted(path for path in there.ls("/out", detail=False) if "part-" in path)
+        parts = sorted(path for path in there.ls(f"{root}/out", detail=False) if "part-" in path)
         rows = [row for path in parts for row in parquet.read_table(there.open(path)).to_pylist()]
         check_rows(rows, ["one", "two", "three"])
         assert "already complete" in embed(*command).stderr and len(edge.asked) == 2
-        there.pipe_file("/in/a.parquet", parquet_bytes(["one", "other"]))
+        there.pipe_file(f"{root}/in/a.parquet", parquet_bytes(["one", "other"]))
         assert "The input is not that of the job" in embed(*command).stderr
         assert embed(*command, "--overwrite").exit_code == 0
-        assert len([path for path in there.ls("/out", detail=False) if "part-" in path]) == 2
+        assert len([path for path in there.ls(f"{root}/out", detail=False) if "part-" in path]) == 2
     finally:
-        there.rm("/", recursive=True)
+        there.rm(root, recursive=True)
 
 
 def parquet_bytes(texts: list[str]) -> bytes:

@@ -145,7 +145,7 @@ class Gateway:
     def __init__(
         self,
         store: Store,
-        files_folder: Path,
+        files_place: Path | str,
         books: Books,
         open_books: Callable[[], Books],
         clock: Clock,
@@ -217,7 +217,7 @@ class Gateway:
         sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
         leftover = Leftover(scheduler, clock, call_later)
         endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(self.clients, leases)}
-        self.files = FileStore(files_folder, store.files, store.batches, SECRET, clock)
+        self.files = FileStore(files_place, store.files, store.batches, SECRET, clock)
         self.runner = Runner(store.batches, self.files, world_of_lines(world, leftover), endpoints, leftover)
         batches = (
             FilesApi(self.files, store.files, lambda account: 1, bodies),
@@ -328,8 +328,9 @@ async def gateway(
     store_url: str | None = None,
     trusted: Sequence[str] = (),
     operators: Callable[[Store], OperatorAccess] = lambda store: OperatorAccess(),
+    files_place: Path | str | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
+    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address; its files in `folder`, too."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
     first = isinstance(path, str) or not path.exists()
 
@@ -343,7 +344,8 @@ async def gateway(
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         policy, origins = Policy(networks), Origins(trusted)
         access = operators(store)
-        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins, access)
+        place = files_place or folder / "files"
+        made = Gateway(store, place, books, open_books, clock, policy, lookup, beat_s, origins, access)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]

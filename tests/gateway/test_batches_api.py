@@ -18,6 +18,7 @@ from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.jobs import finish, validate, work
 from embedmesh.jobs import runner as runner_module
 from embedmesh.jobs.files import FileStore
+from embedmesh.jobs.folder import segment_key
 from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.shares import Shares
@@ -375,7 +376,7 @@ async def test_batches_that_wait_do_not_keep_those_of_others_from_beginning(
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_comes_back_as_it_was_sent(gw: Gateway, caller: Batcher) -> None:
+async def test_a_file_comes_back_as_it_was_sent(gw: Gateway, caller: Batcher, folder: Path) -> None:
     data = os.urandom(300_000)
     file_id = await caller.upload(data, filename="my requests.jsonl")
     shown = await caller.ask("GET", f"/v1/files/{file_id}")
@@ -391,7 +392,7 @@ async def test_a_file_comes_back_as_it_was_sent(gw: Gateway, caller: Batcher) ->
     assert head.startswith(b"HTTP/1.1 200 ") and head.endswith(b"\r\n\r\n")
     assert b"Content-Length: 300000\r\n" in head
     writer.close()
-    assert not any(data[:64] in path.read_bytes() for path in gw.files.folder._contents.rglob("*") if path.is_file())
+    assert not any(data[:64] in path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file())
 
 
 async def test_a_file_can_expire_sooner(caller: Batcher) -> None:
@@ -515,7 +516,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     """Nothing is kept of an upload that the disk has no room for; reads go on, and so do uploads once there is room."""
     kept = await caller.upload(line(1))
     with monkeypatch.context() as full:
-        full.setattr(gw.files.folder, "_free_min", 2**62)
+        full.setattr(gw.files.folder.backend, "_free_min", 2**62)
         reply = await caller.send(form(b"x" * 1_000_000))
     assert (reply.status, reply.error["code"]) in ((507, "storage_full"), (429, "storage_quota"))
     assert [file["id"] for file in (await caller.ask("GET", "/v1/files"))["data"]] == [kept]
@@ -579,7 +580,7 @@ async def test_results_that_are_lost_on_the_disk_are_made_again_and_paid_once(
 
     async def write_outputs(batches: Any, files: FileStore, lease: Any, batch: Any, *more: Any) -> Any:
         (first, *_) = await batches.done_units(lease, limit=1)
-        files.folder.segment_path(batch.batch_id, first.segment.name).unlink(missing_ok=True)
+        files.folder.backend.drop(segment_key(batch.batch_id, first.segment.name))
         if lost == "all":
             files.folder.drop(batch.input_file_id)
         return await write(batches, files, lease, batch, *more)

@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.jobs.chunks import CHUNK_BYTES, HEADER_BYTES, STORED_BYTES, ContentsLost, SealedReader, SealedWriter
+from embedmesh.jobs.disk import DiskFile
 from tests.data import quick_or
 
 SECRET = bytes(range(32))
@@ -27,7 +29,7 @@ def written(path: Path, plain: bytes, name: str = "file-1", step: int = 10_000) 
 
 
 def read(path: Path, start: int = 0, stop: int | None = None, *, name: str = "file-1", secret: bytes = SECRET) -> bytes:
-    with path.open("rb") as file:
+    with closing(DiskFile(path)) as file:
         return b"".join(SealedReader(file, secret, name).parts(start, stop))
 
 
@@ -38,7 +40,7 @@ def test_what_was_written_is_read(tmp_path: Path, size: int) -> None:
     for step in (7_919, CHUNK_BYTES, 10**6):
         path = written(tmp_path / "x", plain, step=step)
         assert read(path) == plain
-        with path.open("rb") as file:
+        with closing(DiskFile(path)) as file:
             assert SealedReader(file, SECRET, "file-1").bytes == size
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from embedmesh.bulk.remote import file_system
+from embedmesh.jobs import folder
 from embedmesh.jobs.chunks import ContentsLost
+from embedmesh.jobs.disk import Disk
 from embedmesh.jobs.files import FileBounds, FileStore, FileWriter
+from embedmesh.jobs.objects import ObjectStorage
 from embedmesh.rules.batches import (
     FREE_BYTES_KEPT,
     OUTPUT_TIMES,
@@ -54,9 +58,25 @@ async def read(files: FileStore, file_id: str, start: int = 0, stop: int | None 
     return b"".join([part async for part in files.read(file_id, start, stop)])
 
 
-def on_disk(shop: Shop) -> list[str]:
-    """The names of all files, drafts too."""
-    return sorted(path.name for path in (shop.folder / "files").rglob("*") if path.is_file())
+def on_disk(files: FileStore) -> list[str]:
+    """The names of all files and segments, drafts too, wherever they are kept."""
+    backend = files.folder.backend
+    if isinstance(backend, Disk):
+        return sorted(path.name for path in backend._folder.rglob("*") if path.is_file())
+    assert isinstance(backend, ObjectStorage)
+    system, root = file_system(backend._address, use_listings_cache=False)
+    return sorted({path.split("/")[-2] for path in system.find(root) if path != root})
+
+
+def grow_old(files: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is kept was written long ago."""
+    backend = files.folder.backend
+    if not isinstance(backend, Disk):
+        monkeypatch.setattr(folder, "STRAY_S", -60.0)  # nobody can date an object
+        return
+    old = time.time() - 2 * HOUR_S
+    for path in backend._folder.rglob("*"):
+        os.utime(path, (old, old))
 
 
 async def test_a_file_is_kept_and_read_by_its_account_only(files: FileStore, shop: Shop) -> None:
@@ -84,7 +104,7 @@ async def test_what_is_on_the_disk_is_ours_alone(files: FileStore, shop: Shop) -
         assert path.stat().st_mode & 0o077 == 0
         assert "jsonl" not in path.name
         assert path.is_dir() or b"quick" not in path.read_bytes()
-    assert on_disk(shop) == [row.file_id]
+    assert on_disk(files) == [row.file_id]
 
 
 @pytest.mark.parametrize("size", [0, 10, 1_000_000])
@@ -105,12 +125,12 @@ async def test_what_was_not_ended_leaves_nothing(files: FileStore, shop: Shop, s
                 await writer.write(bytes(300_000))
 
     task = asyncio.create_task(upload())
-    while not on_disk(shop):
+    while not on_disk(files):
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
     assert files._uploads.taken == 0
 
 
@@ -131,20 +151,21 @@ async def test_a_file_is_bounded(files: FileStore, shop: Shop) -> None:
         await files.create(
             "a", filename="x" * 256, purpose=FilePurpose.BATCH, expires_s=1, file_bytes_max=1, kept_bytes_max=1
         )
-    assert len(on_disk(shop)) == 1
+    assert len(on_disk(files)) == 1
 
 
-async def test_uploads_at_one_time_do_not_pass_the_bound_together(files: FileStore, store: Store, shop: Shop) -> None:
+async def test_uploads_at_one_time_do_not_pass_the_bound_together(
+    files: FileStore, store: Store, shop: Shop, place: Path | str
+) -> None:
     """Each alone would fit, and each gateway counts its own only: the last to come is refused, and leaves nothing."""
-    other = FileStore(
-        shop.folder / "files", store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0)
-    )
+    other = FileStore(place, store.files, store.batches, SECRET, shop.clock, FileBounds(disk_free_min=0))
+    await other.open()
     writers = [await create(gateway, kept_max=1_000) for gateway in (files, other, files)]
     for writer in writers:
         await writer.write(bytes(400))
     done = await asyncio.gather(*(writer.commit() for writer in writers), return_exceptions=True)
     assert sorted(type(each).__name__ for each in done) == ["FileRow", "FileRow", "TooMuchKept"]
-    assert len(on_disk(shop)) == 2
+    assert len(on_disk(files)) == 2
     assert (await files.rows.kept("a")).bytes == 800
     await other.close()
 
@@ -166,7 +187,7 @@ async def test_no_account_takes_all_uploads(files: FileStore, shop: Shop) -> Non
 async def test_an_account_fills_a_share_of_the_disk_only(files: FileStore) -> None:
     """Four fifths of what is free, as of everything that is shared; less where its money says so."""
     await kept(files, bytes(1_000_000))
-    free = files.folder.free_bytes()
+    free = files.folder.backend.free_bytes()
     allowed = await files.bytes_allowed("a")
     assert abs(allowed - min(FileBounds().of_account, (1_000_000 + free) * 4 // 5)) < 50_000_000
     assert await files.bytes_allowed("a", 123) == 123
@@ -194,13 +215,15 @@ async def test_what_an_account_may_send_follows_from_its_money(files: FileStore,
 
 async def test_a_full_disk_is_told_and_nothing_is_left(files: FileStore, shop: Shop) -> None:
     """By our own bound, and by the disk itself: here the largest size that the system allows for a file."""
-    files.folder._free_min = 2**62
+    disk = files.folder.backend
+    assert isinstance(disk, Disk)
+    disk._free_min = 2**62
     async with await create(files) as writer:
         with pytest.raises(StorageFull, match="no room"):
             await writer.write(bytes(1_000_000))
     with pytest.raises(StorageFull):
         await files.write_segment("batch_1", [b"x"], [])
-    files.folder._free_min = 0
+    disk._free_min = 0
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = await create(files)
     await writer.write(bytes(300_000))
@@ -210,7 +233,7 @@ async def test_a_full_disk_is_told_and_nothing_is_left(files: FileStore, shop: S
             await writer.write(bytes(1_000_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
 
 
 async def test_a_row_that_may_not_have_been_kept_is_not(files: FileStore, store: Store, shop: Shop) -> None:
@@ -229,7 +252,7 @@ async def test_a_row_that_may_not_have_been_kept_is_not(files: FileStore, store:
     store.files._write = real
     await store.drain()
     assert await files.rows.find("a", writer.file_id) is None
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
 
 
 async def test_files_are_deleted_and_expire(files: FileStore, shop: Shop) -> None:
@@ -237,7 +260,7 @@ async def test_files_are_deleted_and_expire(files: FileStore, shop: Shop) -> Non
     one, two = await kept(files, b"1"), await kept(files, b"2")
     assert await files.delete("a", one.file_id)
     assert not await files.delete("a", one.file_id)
-    assert on_disk(shop) == [two.file_id]
+    assert on_disk(files) == [two.file_id]
     with pytest.raises(ContentsLost):
         await read(files, one.file_id)
     shop.clock.now_ms += HOUR_S * 1000
@@ -245,30 +268,30 @@ async def test_files_are_deleted_and_expire(files: FileStore, shop: Shop) -> Non
     assert (await files.rows.page("a", limit=10)).files == []
     shop.clock.now_ms += 60_001
     assert await files.sweep() == 1
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
     assert (await files.rows.kept("a")).files == 0
 
 
-async def test_contents_without_a_row_are_swept_when_they_are_old(files: FileStore, shop: Shop) -> None:
+async def test_contents_without_a_row_are_swept_when_they_are_old(
+    files: FileStore, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a process left that died between two steps: a sealed file, a draft, segments. Nothing that is young."""
     row = await kept(files, b"kept")
     sealed = await create(files)
     await sealed.write(b"x")
     await sealed.seal()
     draft = await create(files)
-    await draft.write(bytes(300_000))
+    await draft.write(bytes(3_000_000))
     await files.write_segment("batch_unknown", [b"x"], [b"y"])
-    assert len(on_disk(shop)) == 4
+    assert len(on_disk(files)) == 4
     await files.sweep()
-    assert len(on_disk(shop)) == 4
-    old = time.time() - 2 * HOUR_S
-    for path in (shop.folder / "files").rglob("*"):
-        os.utime(path, (old, old))
+    assert len(on_disk(files)) == 4
+    grow_old(files, monkeypatch)
     await files.sweep()  # the next search for strays is an hour later
-    assert len(on_disk(shop)) == 4
+    assert len(on_disk(files)) == 4
     shop.clock.skipped_s += HOUR_S
     assert await files.sweep() == 3
-    assert on_disk(shop) == [row.file_id]
+    assert on_disk(files) == [row.file_id]
     await draft.abort()
 
 
@@ -290,7 +313,7 @@ async def test_a_batch_reads_its_file_though_it_was_deleted(files: FileStore, st
     ended = await store.batches.finish(taken[0], None, None, failed=0)
     assert ended.state is BatchState.CANCELLED
     await files.sweep()
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
 
 
 async def test_segments_keep_output_and_errors_apart(files: FileStore, shop: Shop) -> None:
@@ -303,9 +326,9 @@ async def test_segments_keep_output_and_errors_apart(files: FileStore, shop: Sho
     assert [part async for part in files.read_segment("batch_1", two, errors=False)] == []
     with pytest.raises(ContentsLost):
         [part async for part in files.read_segment("batch_2", one, errors=True)]
-    assert len(on_disk(shop)) == 2
+    assert len(on_disk(files)) == 2
     await files.drop_segments("batch_1")
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "file-/x", "a" * 100])
@@ -315,10 +338,10 @@ async def test_no_path_comes_from_elsewhere(files: FileStore, name: str) -> None
         await read(files, name)
 
 
-async def test_two_gateways_share_a_folder(files: FileStore, store: Store, shop: Shop, tmp_path: Path) -> None:
+async def test_two_gateways_share_a_folder(files: FileStore, store: Store, shop: Shop, place: Path | str) -> None:
     """What one has kept, the other reads."""
     row = await kept(files, b"x" * 100_000)
-    other = FileStore(shop.folder / "files", store.files, store.batches, SECRET, shop.clock)
+    other = FileStore(place, store.files, store.batches, SECRET, shop.clock)
     await other.open()
     assert await read(other, row.file_id) == b"x" * 100_000
     await other.close()
@@ -341,13 +364,13 @@ async def test_a_caller_that_leaves_at_the_last_moment_leaves_nothing(files: Fil
     task = asyncio.create_task(writer.commit())
     while not ended.is_set():
         await asyncio.sleep(0.001)
-    assert len(on_disk(shop)) == 1
+    assert len(on_disk(files)) == 1
     task.cancel()
     await asyncio.sleep(0)
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert on_disk(shop) == []
+    assert on_disk(files) == []
 
 
 async def test_uploads_at_one_time_count_together_while_they_come(files: FileStore, shop: Shop) -> None:

@@ -21,6 +21,7 @@ from embedmesh.jobs.lines import BadLine, LineFinder, model_named, read_line
 from embedmesh.jobs.runner import Runner
 from embedmesh.rules.batches import Batch, BatchState, NewBatch
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, NotFound
+from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.limits import (
     ACCOUNT_CALLS_MAX,
     BATCH_WINDOW_S,
@@ -273,7 +274,7 @@ class BatchesApi(Api):
         return batch
 
     ROUTES = (
-        Route("POST", "/v1/batches", FILES_SCOPE, create_batch, failures=(NotFound,)),
+        Route("POST", "/v1/batches", FILES_SCOPE, create_batch, failures=(NotFound, StorageFull)),
         Route("GET", "/v1/batches", FILES_SCOPE, list_batches),
         Route("GET", "/v1/batches/{batch_id}", FILES_SCOPE, get_batch),
         Route("POST", "/v1/batches/{batch_id}/cancel", FILES_SCOPE, cancel_batch, failures=(InvalidValue,)),

@@ -215,7 +215,7 @@ class FilesApi(Api):
             await _write(response, first)
             async for piece in pieces:
                 await _write(response, piece)
-        except (ContentsLost, TimeoutError):  # a cut reply is told from a whole one by its length
+        except (ContentsLost, StorageFull, TimeoutError):  # a cut reply is told from a whole one by its length
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the contents could not be sent whole") from None
@@ -268,6 +268,7 @@ class FilesApi(Api):
             "/v1/files/{file_id}/content",
             FILES_SCOPE,
             get_file_content,
+            failures=(StorageFull,),
             raw=RawHandler({200: ApiReply("The contents.", content_type="application/octet-stream")}),
         ),
     )  # fmt: skip
