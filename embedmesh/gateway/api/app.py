@@ -9,6 +9,7 @@ from embedmesh.flow.leases import Leases
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
+from embedmesh.gateway.api.dialects_api import DialectsApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.generation_api import GenerationApi
@@ -75,6 +76,7 @@ class GatewayApp:
         sealed = [] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]
         self._apis: tuple[Api, ...] = (
             embeddings,
+            DialectsApi(world, registry, embeddings),
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,

@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -127,12 +127,18 @@ class EmbeddingsApi(Api):
         """
         return await self.exchange(request, EMBEDDINGS)
 
-    async def exchange(self, request: web.BaseRequest, operation: Operation) -> web.StreamResponse:
-        """Answer one request of an operation, on the general server."""
+    async def exchange(
+        self, request: web.BaseRequest, operation: Operation, *, form: str = "", api_key: str | None = None
+    ) -> web.StreamResponse:
+        """Answer one request of an operation, on the general server. `form` and `api_key` as in RequestHead."""
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.answer(exchange, request.get(PATH_REMAINDER), operation, request.headers.get(JOB_HEADER))
+            job = request.headers.get(JOB_HEADER)
+            more: dict[str, Any] = {"form": form, "job": job}
+            if api_key is not None:
+                more["api_key"] = api_key
+            await self.answer(exchange, request.get(PATH_REMAINDER), operation, more)
         finally:
             exchange.end()
         return exchange.response
@@ -142,9 +148,9 @@ class EmbeddingsApi(Api):
         exchange: Exchange,
         model_in_path: str | None = None,
         operation: Operation = EMBEDDINGS,
-        job: str | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Answer one request, which `job` may pay for. The fast path calls this, too."""
+        """Answer one request; `more` are members of its RequestHead. The fast path calls this, too."""
         watched = _Watched(self._world.clock.monotonic())
 
         async def receive(account_id: str) -> bytes:
@@ -154,8 +160,8 @@ class EmbeddingsApi(Api):
             return body
 
         head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
-        if job is not None:
-            head = head._replace(job=job)
+        if more is not None:
+            head = head._replace(**more)
         outcome = serve(self._world, operation, head, receive, exchange.deliver, watched.on_model)
         await self._observe(watched, outcome)
 

@@ -5,6 +5,7 @@ from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
+from embedmesh.gateway.api.dialects_api import DialectsApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
@@ -22,6 +23,7 @@ from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
+    DialectsApi,
     GenerationApi,
     ConfidentialApi,
     ConfidentialGenerationApi,
