@@ -15,7 +15,7 @@ import orjson
 
 from embedmesh.dialects.openai.broken import broken_json
 from embedmesh.dialects.openai.parse import validate
-from embedmesh.dialects.openai.render import finished, note_headers
+from embedmesh.dialects.openai.render import TRUNCATED_HEADER, finished
 from embedmesh.dialects.openai.values import check_depth, check_values
 from embedmesh.dialects.quantised import Matrix
 from embedmesh.rules.embeddings import Call
@@ -26,10 +26,10 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
 from embedmesh.rules.served import ParseTerms
 
-FRAME_BYTES = 1_024  # of a reply, beside texts and vectors
-ROW_BYTES = 16  # beside its components
-FLOAT_BYTES = 15 + 4  # of a component as it is printed, and of what it is printed of
-TEXT_BYTES = 6  # of a character, escaped
+ADAPTED_FRAME_BYTES_MAX = 1_024  # of a reply, beside texts and vectors
+ADAPTED_ROW_BYTES_MAX = 16  # beside its components
+ADAPTED_FLOAT_BYTES_MAX = 15 + 4  # of a component as it is printed, and of what it is printed of
+ESCAPED_BYTES_MAX = 6  # of a character, escaped
 PATH = re.compile(r" - at `\$\.?(.*)`$")
 FIELD = re.compile(r"field `([^`]*)`")
 SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
@@ -58,7 +58,7 @@ class Adapted:
     envelope: Callable[[Failure], bytes]
     names: Mapping[str, str] = field(default_factory=dict)
     echoes: bool = False
-    bytes_of: Callable[[Any], int] = lambda asked: FLOAT_BYTES
+    bytes_of: Callable[[Any], int] = lambda asked: ADAPTED_FLOAT_BYTES_MAX
 
     def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
         """See Dialect. Raises a CallerFailure that names a member of the form."""
@@ -80,16 +80,16 @@ class Adapted:
     def reply_bytes_max(self, call: Call, width: int) -> int:
         """See Dialect."""
         inputs = len(call.texts) or len(call.ids)
-        row = ROW_BYTES + (call.dimensions or width) * self.bytes_of(call.asked) + width * 4  # type: ignore[attr-defined]
-        echoed = TEXT_BYTES * sum(map(len, call.texts)) if self.echoes else 0
-        return FRAME_BYTES + inputs * row + echoed
+        row = ADAPTED_ROW_BYTES_MAX + (call.dimensions or width) * self.bytes_of(call.asked) + width * 4  # type: ignore[attr-defined]
+        echoed = ESCAPED_BYTES_MAX * sum(map(len, call.texts)) if self.echoes else 0
+        return ADAPTED_FRAME_BYTES_MAX + inputs * row + echoed
 
     def render(self, call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
         """See Dialect."""
         data, width = finished(call, answer)
         matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
         told = self.write(call.asked, matrix, answer, headers)  # type: ignore[attr-defined]
-        note_headers(call, truncated, headers)
+        headers[TRUNCATED_HEADER] = f"{truncated}"
         return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def _read(self, body: bytes) -> Any:

@@ -48,7 +48,7 @@ class Call(msgspec.Struct, frozen=True):
     role: Role | None = None
     truncate: Truncate = "none"
     keep: int | None = None  # tokens of an input, special ones included, that are kept where it is cut
-    dtype: Dtype = "float"  # of a component; with another one than float32 `single` is not told
+    dtype: Dtype = "float"  # of a component; another one than float32 wants `normalize`
     normalize: bool = False  # whether vectors have to be of unit length
     ignored: tuple[str, ...] = ()  # names of fields that change nothing
 

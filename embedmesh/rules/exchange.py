@@ -22,7 +22,7 @@ class RequestHead(NamedTuple):
     `retries` is how often an SDK says it has tried before; None if no SDK says so. `request_id` is the id that we gave
     the request; None if the caller brought one, which never reaches the ledger. `api_key` is the key as Azure's
     clients send it. `model` is the model that the path names, if it names one. `next_lock` is of sealed requests. `job`
-    is the job that pays, and `form` the path of a dialect other than OpenAI's: `read` looks for neither, since no request
+    is the job that pays, and `form` the path of a dialect other than OpenAI's: `read` looks for neither, since nothing
     on the fast path has one.
     """
 

@@ -109,6 +109,15 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
     assert [row.path for row in rows] == [
         "/v1/embeddings",
+        "/api/embed",
+        "/api/embeddings",
+        "/v2/embed",
+        "/v1/embed",
+        "/embed",
+        "/",
+        "/tei/{id}/embed",
+        "/v1beta/models/{id}:embedContent",
+        "/v1beta/models/{id}:batchEmbedContents",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/images/generations",
@@ -164,6 +173,9 @@ ACCEPTED = [
     {"model": "tiny", "input": "a", "keep_alive": "5m", "drop_params": True, "modality": "text"},
     {"model": "tiny", "input": "a", "output_dtype": "float", "late_chunking": False, "keep_alive": 0},
     {"model": "tiny", "input": "a", "output_dtype": None, "stream": None, "metadata": None, "task": None},
+    {"model": "tiny", "input": "a", "output_dtype": "int8", "truncate": False},
+    {"model": "tiny", "input": "a", "embedding_type": ["ubinary"], "truncate": True},
+    {"model": "tiny", "input": "a", "embedding_type": "base64", "encoding_format": "base64"},
     {"model": "tiny", "input": ["a"] * 2048},
 ]
 REFUSED: list[object] = [
@@ -206,7 +218,7 @@ REFUSED: list[object] = [
     {"model": "tiny", "input": "a", "keep_alive": False},
     {"model": "tiny", "input": "a", "drop_params": 1},
     {"model": "tiny", "input": "a", "modality": "image"},
-    {"model": "tiny", "input": "a", "output_dtype": "int8"},
+    {"model": "tiny", "input": "a", "output_dtype": "int4"},
     {"model": "tiny", "input": "a", "late_chunking": True},
 ]
 

@@ -84,7 +84,7 @@ def validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: str
         role=_role(given, says, model),
         truncate=truncate,
         keep=keep,
-        normalize=_normalize(says, model, terms) or dtype in ("int8", "uint8"),  # their formula is for unit length
+        normalize=_normalize(says, model, terms) or dtype != "float",  # the formulas are for unit length
         ignored=tuple(ignored[:IGNORED_MAX]) if ignored else (),
     )
     return call, model

@@ -1,6 +1,6 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
 import msgspec
@@ -37,7 +37,7 @@ class _Body(msgspec.Struct, tag_field="object", tag="list"):
     data: list[_Item]
     model: str
     usage: _Usage
-    id: str  # Mistral's clients want one
+    id: str | None  # Mistral's clients want one; what was free has none
 
 
 def reply_bytes_max(call: Call, width: int) -> int:
@@ -53,18 +53,19 @@ def reply_bytes_max(call: Call, width: int) -> int:
 
 def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
     """The reply with these headers and our own; `truncated` is how many inputs were cut."""
-    data, width = finished(call, answer)
-    if call.dtype != "float":
-        items = list(map(_Item, count(), _quantised(call, data, width)))
+    if call.dimensions is not None or call.normalize:
+        items = _items(call, *finished(call, answer))
     elif call.single and call.encoding == "base64":  # the ordinary case
-        items = [_Item(0, data)]
+        items = [_Item(0, answer.data)]
     else:
-        vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
-        items = list(map(_Item, count(), vectors))
-    usage = _Usage(answer.tokens, answer.tokens)
-    body = ENCODE(_Body(items, call.model, usage, headers.get(REQUEST_HEADER, "")))
-    note_headers(call, truncated, headers)
-    return Reply(headers, body)
+        items = _items(call, answer.data, answer.width)
+    headers[TRUNCATED_HEADER] = f"{truncated}"
+    if call.ignored:
+        headers[IGNORED_HEADER] = ",".join(call.ignored)
+    return Reply(
+        headers,
+        ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens), headers.get(REQUEST_HEADER))),
+    )
 
 
 def finished(call: Call, answer: Answer) -> tuple[bytes, int]:
@@ -77,11 +78,13 @@ def finished(call: Call, answer: Answer) -> tuple[bytes, int]:
     return data, width
 
 
-def note_headers(call: Call, truncated: int, headers: dict[str, str]) -> None:
-    """Add how many inputs were cut, and which members were ignored."""
-    headers[TRUNCATED_HEADER] = f"{truncated}"
-    if call.ignored:
-        headers[IGNORED_HEADER] = ",".join(call.ignored)
+def _items(call: Call, data: bytes, width: int) -> list[_Item]:
+    vectors: Iterable[Buffer | msgspec.Raw]
+    if call.dtype != "float":
+        vectors = _quantised(call, data, width)
+    else:
+        vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
+    return list(map(_Item, count(), vectors))
 
 
 def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:

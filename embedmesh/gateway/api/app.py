@@ -66,8 +66,7 @@ class GatewayApp:
         """
         self._world = world
         self._registry = registry
-        self._admin_certificate = admin_certificate
-        origins = origins or Origins()
+        self._admin_certificate, origins = admin_certificate, origins or Origins()
         room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))

@@ -23,7 +23,6 @@ from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
-    DialectsApi,
     GenerationApi,
     ConfidentialApi,
     ConfidentialGenerationApi,
@@ -34,6 +33,7 @@ APIS: tuple[type[Api], ...] = (
     AccountApi,
     OperationsApi,
     PagesApi,
+    DialectsApi,
     NodesApi,
     FleetApi,
     InvitesApi,

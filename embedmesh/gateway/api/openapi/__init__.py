@@ -21,6 +21,10 @@ ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications
 TAGS: list[Json] = [
     {"name": "Embeddings", "description": "Texts in, vectors out."},
     {
+        "name": "Other APIs",
+        "description": "The same in the words of Ollama, Cohere, TEI, Google.",
+    },
+    {
         "name": "Chat, completions, images",
         "description": "What nodes of other makes generate, whole or in streams.",
     },
