@@ -109,6 +109,13 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
     assert [row.path for row in rows] == [
         "/v1/embeddings",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/images/generations",
+        "/v1/confidential/embeddings",
+        "/v1/confidential/chat/completions",
+        "/v1/confidential/completions",
+        "/v1/confidential/images/generations",
         "/api/embed",
         "/api/embeddings",
         "/v2/embed",
@@ -118,13 +125,6 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
         "/tei/{id}/embed",
         "/v1beta/models/{id}:embedContent",
         "/v1beta/models/{id}:batchEmbedContents",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/images/generations",
-        "/v1/confidential/embeddings",
-        "/v1/confidential/chat/completions",
-        "/v1/confidential/completions",
-        "/v1/confidential/images/generations",
     ]
 
 
