@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := conformance ships streams reload spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
+BENCHES := clients conformance ships streams reload spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := docs batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
@@ -60,7 +60,7 @@ check: $(VENV)/.dev
 #: strain            five times too much load, 2,000 stalled connections, a million requests
 #: soak, scale       100,000 texts through a node; a store of ten million entries
 #: mutate            change the ledger, holds, keys and limits in small ways; a test notices
-#: conformance, sim  wrong nodes behind us and other gateways; the scheduler beside other routers
+#: conformance, clients, sim   wrong nodes behind gateways; SDKs of other APIs; the scheduler beside routers
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
 #: bench-engine, bench-quality, bench-engines   the engine beside its peers; STS-B; Daft and Ray

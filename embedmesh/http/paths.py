@@ -15,6 +15,7 @@ OTHER_PATHS = {
     "/models/*": MODEL_PATH,
     "/openai/models/*": MODEL_PATH,
     "/openai/v1/models/*": MODEL_PATH,
+    **{f"/v1/models/*:{verb}": f"/v1beta/models/*:{verb}" for verb in ("embedContent", "batchEmbedContents")},
     **{path.removeprefix("/v1"): path for path in GENERATING_PATHS},
     **{f"/openai{path}": path for path in GENERATING_PATHS},
 }

@@ -25,7 +25,7 @@ from embedmesh.rules.limits import REQUEST_HEAD_S, WRITE_REPLY_S
 log = logging.getLogger("embedmesh.http")
 
 LISTEN_BACKLOG = 1_024  # connections that may wait while a gateway restarts
-SINGLE_HEADERS = ("Authorization", "api-key", "Content-Type", "Idempotency-Key", JOB_HEADER)
+SINGLE_HEADERS = ("Authorization", "api-key", "x-goog-api-key", "Content-Type", "Idempotency-Key", JOB_HEADER)
 """Given twice, a proxy may read one of them and we the other."""
 
 

@@ -15,6 +15,7 @@ import msgspec
 from embedmesh.rules.confidential import SignedKeys
 
 Encoding = Literal["float", "base64"]
+Dtype = Literal["float", "int8", "uint8", "binary", "ubinary"]
 Role = Literal["query", "document"]
 Truncate = Literal["none", "end", "start"]
 
@@ -47,6 +48,7 @@ class Call(msgspec.Struct, frozen=True):
     role: Role | None = None
     truncate: Truncate = "none"
     keep: int | None = None  # tokens of an input, special ones included, that are kept where it is cut
+    dtype: Dtype = "float"  # of a component; another one than float32 wants `normalize`
     normalize: bool = False  # whether vectors have to be of unit length
     ignored: tuple[str, ...] = ()  # names of fields that change nothing
 

@@ -22,7 +22,8 @@ class RequestHead(NamedTuple):
     `retries` is how often an SDK says it has tried before; None if no SDK says so. `request_id` is the id that we gave
     the request; None if the caller brought one, which never reaches the ledger. `api_key` is the key as Azure's
     clients send it. `model` is the model that the path names, if it names one. `next_lock` is of sealed requests. `job`
-    is the job that pays: `read` does not look for it, since no request on the fast path names one.
+    is the job that pays, and `form` the path of a dialect other than OpenAI's: `read` looks for neither, since nothing
+    on the fast path has one.
     """
 
     authorization: str | None = None
@@ -33,6 +34,7 @@ class RequestHead(NamedTuple):
     model: str | None = None
     next_lock: str | None = None
     job: str | None = None
+    form: str = ""
 
     @classmethod
     def read(cls, header: Callable[[str], str | None], request_id: str | None, model: str | None) -> "RequestHead":
@@ -50,8 +52,10 @@ class RequestHead(NamedTuple):
         )
 
     def identity(self, body: bytes) -> bytes:
-        """What two requests have in common that are the same request: the body, and the model in the path."""
-        return body if self.model is None else b"\0".join((self.model.encode("utf-8", "replace"), body))
+        """What two requests have in common that are the same request: the body, the dialect, the model in the path."""
+        if self.model is None and not self.form:
+            return body
+        return b"\0".join((self.form.encode(), (self.model or "").encode("utf-8", "replace"), body))
 
 
 class Reply(msgspec.Struct, frozen=True):

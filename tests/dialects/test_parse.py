@@ -83,7 +83,7 @@ REFUSED = [
     ({"input_type": "classification"}, "invalid_value", "input_type"),
     ({"input_type": 1}, "invalid_type", "input_type"),
     ({"truncate": "middle"}, "invalid_value", "truncate"),
-    ({"truncate": True}, "invalid_type", "truncate"),
+    ({"truncate": 1}, "invalid_type", "truncate"),
     ({"truncation": "end"}, "invalid_type", "truncation"),
     ({"truncate": "start", "truncation": True}, "invalid_value", "truncation"),
     ({"task": "classification"}, "invalid_value", "task"),
@@ -120,7 +120,10 @@ REFUSED = [
     ({"keep_alive": []}, "invalid_value", "keep_alive"),
     ({"drop_params": "yes"}, "invalid_value", "drop_params"),
     ({"modality": "image"}, "invalid_value", "modality"),
-    ({"output_dtype": "int8"}, "invalid_value", "output_dtype"),
+    ({"output_dtype": "int4"}, "invalid_value", "output_dtype"),
+    ({"embedding_type": ["float", "binary"]}, "invalid_type", "embedding_type"),
+    ({"embedding_type": "base64", "encoding_format": "float"}, "invalid_value", "embedding_type"),
+    ({"embedding_type": "binary", "output_dtype": "int8"}, "invalid_value", "embedding_type"),
     ({"late_chunking": True}, "invalid_value", "late_chunking"),
     (f'{{"model":"tiny","input":"a","metadata":{{"a":{DEEP_33}}}}}'.encode(), "invalid_json", None),
     ({"temperature": 1}, "unknown_parameter", "temperature"),
@@ -196,6 +199,11 @@ ACCEPTED = [
     ({"normalize": True}, {"normalize": True, "texts": ["a"], "single": True}),
     ({"normalized": True, "normalize": True}, {"normalize": True, "texts": ["a"], "single": True}),
     ({"normalize": False}, {"texts": ["a"], "single": True}),
+    ({"output_dtype": "float", "embedding_type": "float"}, {"texts": ["a"], "single": True}),
+    ({"output_dtype": "binary"}, {"dtype": "binary", "normalize": True, "texts": ["a"], "single": True}),
+    ({"embedding_type": ["int8"]}, {"dtype": "int8", "normalize": True, "texts": ["a"], "single": True}),
+    ({"embedding_type": "base64"}, {"encoding": "base64", "texts": ["a"], "single": True}),
+    ({"truncate": True}, {"truncate": "end", "texts": ["a"], "single": True}),
     *(
         ({member: value}, {"ignored": (member,), "texts": ["a"], "single": True})
         for member, value in {
@@ -206,7 +214,6 @@ ACCEPTED = [
             "keep_alive": "5m",
             "drop_params": True,
             "modality": "text",
-            "output_dtype": "float",
             "late_chunking": False,
         }.items()
     ),
@@ -313,7 +320,7 @@ def test_unknown_members_are_ignored_and_named_where_the_operator_says_so() -> N
 @pytest.mark.parametrize(
     "name",
     [
-        *("pooling", "instruction", "embedding_type", "Prompt", "output_type", "quantization", "dims", "texts"),
+        *("pooling", "instruction", "Prompt", "output_type", "quantization", "dims", "texts"),
         *("chunk_size", "add_special_tokens", "MODEL", "truncate_dim", "images", "late_chunk", "title", "options"),
         *("a b", "x" * 65, "", "näme", "a,b", "a\r\nSet-Cookie: b"),
     ],

@@ -27,7 +27,9 @@ NOT_ACTS = {  # what callers do with what is theirs, and what nodes say of thems
     "/v1/confidential/embeddings", "/v1/confidential/chat/completions", "/v1/confidential/completions",
     "/v1/confidential/images/generations", "/v1/files", "/v1/files/{file_id}", "/v1/batches",
     "/v1/batches/{batch_id}/cancel", "/v1/jobs", "/v1/jobs/{job_id}/cancel", "/v1/nodes",
-    "/v1/nodes/{node_id}/heartbeat", "/v1/nodes/{node_id}/drain",
+    "/v1/nodes/{node_id}/heartbeat", "/v1/nodes/{node_id}/drain", "/api/embed", "/api/embeddings", "/api/show",
+    "/v2/embed", "/v1/embed", "/embed", "/", "/tei/{id}/embed", "/embed_all", "/v1beta/models/{id}:embedContent",
+    "/v1beta/models/{id}:batchEmbedContents",
 }  # fmt: skip
 
 

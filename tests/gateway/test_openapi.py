@@ -116,6 +116,15 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
         "/v1/confidential/chat/completions",
         "/v1/confidential/completions",
         "/v1/confidential/images/generations",
+        "/api/embed",
+        "/api/embeddings",
+        "/v2/embed",
+        "/v1/embed",
+        "/embed",
+        "/",
+        "/tei/{id}/embed",
+        "/v1beta/models/{id}:embedContent",
+        "/v1beta/models/{id}:batchEmbedContents",
     ]
 
 
@@ -164,6 +173,9 @@ ACCEPTED = [
     {"model": "tiny", "input": "a", "keep_alive": "5m", "drop_params": True, "modality": "text"},
     {"model": "tiny", "input": "a", "output_dtype": "float", "late_chunking": False, "keep_alive": 0},
     {"model": "tiny", "input": "a", "output_dtype": None, "stream": None, "metadata": None, "task": None},
+    {"model": "tiny", "input": "a", "output_dtype": "int8", "truncate": False},
+    {"model": "tiny", "input": "a", "embedding_type": ["ubinary"], "truncate": True},
+    {"model": "tiny", "input": "a", "embedding_type": "base64", "encoding_format": "base64"},
     {"model": "tiny", "input": ["a"] * 2048},
 ]
 REFUSED: list[object] = [
@@ -206,7 +218,7 @@ REFUSED: list[object] = [
     {"model": "tiny", "input": "a", "keep_alive": False},
     {"model": "tiny", "input": "a", "drop_params": 1},
     {"model": "tiny", "input": "a", "modality": "image"},
-    {"model": "tiny", "input": "a", "output_dtype": "int8"},
+    {"model": "tiny", "input": "a", "output_dtype": "int4"},
     {"model": "tiny", "input": "a", "late_chunking": True},
 ]
 

@@ -5,13 +5,15 @@ the words of another API: `Field.says` names the meaning, and such fields must n
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from embedmesh.dialects.openai.json_types import json_type
 from embedmesh.dialects.openai.spellings import HARMLESS, ROLES, Harmless
-from embedmesh.rules.embeddings import Encoding, Role, Truncate
+from embedmesh.rules.embeddings import Dtype, Encoding, Role, Truncate
 from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def _model(value: object) -> str:
@@ -103,6 +105,15 @@ def _encoding_format(value: object) -> Encoding:
     return cast(Encoding, _one_of("encoding_format", value, ("float", "base64")))
 
 
+def _output_dtype(value: object) -> Dtype:
+    return cast(Dtype, _one_of("output_dtype", value, DTYPES))
+
+
+def _embedding_type(value: object) -> Dtype | Literal["base64"]:
+    alone = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return cast(Dtype, _one_of("embedding_type", alone, (*DTYPES, "base64")))
+
+
 def _whole_number(name: str) -> Callable[[object], int]:
     def check(value: object) -> int:
         if type(value) is not int:
@@ -133,6 +144,8 @@ def _prompt_name(value: object) -> str:
 
 
 def _truncate(value: object) -> Truncate:
+    if isinstance(value, bool):  # Jina
+        return "end" if value else "none"
     return cast(
         Truncate,
         _one_of("truncate", value.lower() if isinstance(value, str) else value, ("none", "end", "start")),
@@ -240,10 +253,11 @@ FIELDS: dict[str, Field] = {
     "truncate": Field(
         _truncate,
         {
-            "type": ["string", "null"],
+            "type": ["string", "boolean", "null"],
             "pattern": "^([nN][oO][nN][eE]|[eE][nN][dD]|[sS][tT][aA][rR][tT])$",
             "default": "none",
-            "description": "What to cut from an input that is longer than the model takes: `none` refuses it.",
+            "description": "What to cut from an input that is longer than the model takes: `none` refuses it, which "
+            "`false` means, too; `true` means `end`.",
         },
         "truncate",
     ),
@@ -266,6 +280,27 @@ FIELDS: dict[str, Field] = {
         _whole_number("output_dimension"),
         {"type": ["integer", "null"], "minimum": 1, "description": "The same as `dimensions`."},
         "dimensions",
+    ),
+    "output_dtype": Field(
+        _output_dtype,
+        {
+            "type": ["string", "null"],
+            "enum": [*DTYPES, None],
+            "default": "float",
+            "description": "What a component is, after rounding: docs/reference/dialects.md has the formulas.",
+        },
+        "dtype",
+    ),
+    "embedding_type": Field(
+        _embedding_type,
+        {
+            "anyOf": [
+                {"enum": [*DTYPES, "base64", None]},
+                {"type": "array", "items": {"enum": [*DTYPES, "base64"]}, "minItems": 1, "maxItems": 1},
+            ],
+            "description": "The same as `output_dtype`; `base64` is float32 as `encoding_format` has it.",
+        },
+        "embedding_type",
     ),
     "task": Field(
         _role_in("task"),

@@ -11,7 +11,7 @@ from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.modalities import unsupported_modality
 from embedmesh.dialects.openai.spellings import COULD_CHANGE
 from embedmesh.dialects.openai.values import check_depth, check_values
-from embedmesh.rules.embeddings import Call, Truncate
+from embedmesh.rules.embeddings import Call, Dtype, Encoding, Truncate
 from embedmesh.rules.errors import (
     InvalidType,
     InvalidValue,
@@ -37,13 +37,14 @@ def parse(
     except orjson.JSONDecodeError as error:
         raise broken_json(body, error, FIELDS) from None
     try:
-        return _validate(loaded, catalogue, terms, named)
+        return validate(loaded, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
         check_depth(loaded)  # no accepted request is deep: looked at only once it is refused
         raise
 
 
-def _validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: str | None) -> tuple[Call, Model]:
+def validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: str | None) -> tuple[Call, Model]:
+    """The call and its model, of a body that was read. Raises a CallerFailure."""
     if not isinstance(loaded, dict):
         raise InvalidType("The body must be a JSON object with at least `model` and `input`.")
     given = {name: value for name, value in loaded.items() if value is not None}  # null means: not given
@@ -70,18 +71,20 @@ def _validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: st
     single = isinstance(inputs, str) or isinstance(inputs[0], int)
     several = [inputs] if single else inputs
     keep, truncate = _cut(given, says, model)
+    encoding, dtype = _printed(given, says)
     call = Call(
         model=says["model"],
         texts=several if isinstance(several[0], str) else [],
         ids=several if isinstance(several[0], list) else [],
         single=single,
-        encoding=says.get("encoding_format", "float"),
+        encoding=encoding,
+        dtype=dtype,
         dimensions=dimensions,
         user=says.get("user"),
         role=_role(given, says, model),
         truncate=truncate,
         keep=keep,
-        normalize=_normalize(says, model, terms),
+        normalize=_normalize(says, model, terms) or dtype != "float",  # the formulas are for unit length
         ignored=tuple(ignored[:IGNORED_MAX]) if ignored else (),
     )
     return call, model
@@ -148,6 +151,18 @@ def _cut(given: dict[str, Any], says: dict[str, Any], model: Model) -> tuple[int
     if keep > model.max_tokens:
         raise InvalidValue(f"`{name}` must be at most {model.max_tokens} for this model.", param=name)
     return (keep if keep > 0 else None), truncate or "end"
+
+
+def _printed(given: dict[str, Any], says: dict[str, Any]) -> tuple[Encoding, Dtype]:
+    """How a vector is written, and of what its components are."""
+    encoding, kind = says.get("encoding_format"), says.get("embedding_type")
+    if kind == "base64":
+        if encoding == "float" or says.get("dtype", "float") != "float":
+            raise _contradiction(given, "embedding_type", "encoding_format", "dtype", "embedding_type")
+        return "base64", "float"
+    if kind is not None and says.setdefault("dtype", kind) != kind:
+        raise _contradiction(given, "embedding_type", "dtype", "embedding_type")
+    return encoding or "float", says.get("dtype", "float")
 
 
 def _normalize(says: dict[str, Any], model: Model, terms: ParseTerms) -> bool:

@@ -1,15 +1,15 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any
 
 import msgspec
 import numpy as np
 import orjson
 
+from embedmesh.dialects.quantised import FORMS, Matrix
 from embedmesh.rules.embeddings import Call
-from embedmesh.rules.exchange import Reply
+from embedmesh.rules.exchange import REQUEST_HEADER, Reply
 from embedmesh.rules.forwarding import Answer
 
 IGNORED_HEADER, TRUNCATED_HEADER = "x-embedmesh-ignored", "x-embedmesh-truncated"
@@ -20,7 +20,6 @@ ITEM_BYTES_MAX, FRAME_BYTES_MAX = 64, 512  # `{"object":"embedding","index":2047
 
 ENCODE = msgspec.json.Encoder().encode  # bytes become base64
 
-Matrix = np.ndarray[Any, np.dtype[np.float32]]
 Buffer = bytes | memoryview
 
 
@@ -38,6 +37,7 @@ class _Body(msgspec.Struct, tag_field="object", tag="list"):
     data: list[_Item]
     model: str
     usage: _Usage
+    id: str | None  # Mistral's clients want one; what was free has none
 
 
 def reply_bytes_max(call: Call, width: int) -> int:
@@ -53,27 +53,50 @@ def reply_bytes_max(call: Call, width: int) -> int:
 
 def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
     """The reply with these headers and our own; `truncated` is how many inputs were cut."""
-    data = answer.data
-    if call.dimensions is not None and call.dimensions != answer.width:
-        data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), call.dimensions).tobytes()
-    elif call.normalize:
-        data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width)).tobytes()
-    if call.single and call.encoding == "base64":  # the ordinary case
-        items = [_Item(0, data)]
+    if call.dimensions is not None or call.normalize:
+        items = _items(call, *finished(call, answer))
+    elif call.single and call.encoding == "base64":  # the ordinary case
+        items = [_Item(0, answer.data)]
     else:
-        width = call.dimensions or answer.width
-        vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
-        items = list(map(_Item, count(), vectors))
-    body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
+        items = _items(call, answer.data, answer.width)
     headers[TRUNCATED_HEADER] = f"{truncated}"
     if call.ignored:
         headers[IGNORED_HEADER] = ",".join(call.ignored)
-    return Reply(headers, body)
+    return Reply(
+        headers,
+        ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens), headers.get(REQUEST_HEADER))),
+    )
+
+
+def finished(call: Call, answer: Answer) -> tuple[bytes, int]:
+    """The vectors as the caller wants them, little-endian float32, and their width."""
+    data, width, wanted = answer.data, answer.width, call.dimensions
+    if wanted is not None and wanted != width:
+        return shorten(np.frombuffer(data, dtype="<f4").reshape(-1, width), wanted).tobytes(), wanted
+    if call.normalize:
+        data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, width)).tobytes()
+    return data, width
+
+
+def _items(call: Call, data: bytes, width: int) -> list[_Item]:
+    vectors: Iterable[Buffer | msgspec.Raw]
+    if call.dtype != "float":
+        vectors = _quantised(call, data, width)
+    else:
+        vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
+    return list(map(_Item, count(), vectors))
 
 
 def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:
     matrix: Matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
     return (msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in matrix)
+
+
+def _quantised(call: Call, data: bytes, width: int) -> Iterator[Buffer | msgspec.Raw]:
+    rows = FORMS[call.dtype](np.frombuffer(data, dtype="<f4").reshape(-1, width))
+    if call.encoding == "base64":
+        return (row.tobytes() for row in rows)
+    return (msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in rows)
 
 
 def _rows(data: bytes, width: int) -> Sequence[Buffer]:

@@ -59,7 +59,6 @@ HARMLESS: dict[str, Harmless] = {
     ),
     "drop_params": Harmless({"type": ["boolean", "null"]}, "true or false", lambda value: isinstance(value, bool)),
     "modality": Harmless({"enum": ["text", None]}, "text", lambda value: value == "text"),
-    "output_dtype": Harmless({"enum": ["float", None]}, "float", lambda value: value == "float"),
     "late_chunking": Harmless({"enum": [False, None]}, "false", lambda value: value is False),
 }
 

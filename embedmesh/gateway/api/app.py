@@ -11,6 +11,7 @@ from embedmesh.flow.traced_nodes import RequestTracing
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
+from embedmesh.gateway.api.dialects_api import DialectsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.metrics import NO_ROUTE, Metrics
@@ -79,6 +80,7 @@ class GatewayApp:
         sealed = [] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]
         self._apis: tuple[Api, ...] = (
             embeddings,
+            DialectsApi(world, registry, embeddings),
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,

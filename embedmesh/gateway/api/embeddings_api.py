@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -127,13 +127,21 @@ class EmbeddingsApi(Api):
         """
         return await self.exchange(request, EMBEDDINGS, EMBEDDINGS_PATH)
 
-    async def exchange(self, request: web.BaseRequest, operation: Operation, path: str) -> web.StreamResponse:
-        """Answer one request of an operation, on the general server. `path` is that of the route."""
+    async def exchange(
+        self, request: web.BaseRequest, operation: Operation, path: str, *, form: str = "", api_key: str | None = None
+    ) -> web.StreamResponse:
+        """Answer one request of an operation, on the general server. `path` is that of the route.
+
+        `form` and `api_key` as in RequestHead.
+        """
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            remainder, job = request.get(PATH_REMAINDER), request.headers.get(JOB_HEADER)
-            await self.answer(exchange, remainder, operation, job, path)
+            job = request.headers.get(JOB_HEADER)
+            more: dict[str, Any] = {"form": form, "job": job}
+            if api_key is not None:
+                more["api_key"] = api_key
+            await self.answer(exchange, request.get(PATH_REMAINDER), operation, more, path)
         finally:
             exchange.end()
         return exchange.response
@@ -143,10 +151,10 @@ class EmbeddingsApi(Api):
         exchange: Exchange,
         model_in_path: str | None = None,
         operation: Operation = EMBEDDINGS,
-        job: str | None = None,
+        more: Mapping[str, Any] | None = None,
         path: str = EMBEDDINGS_PATH,
     ) -> None:
-        """Answer one request, which `job` may pay for. The fast path calls this, too."""
+        """Answer one request; `more` are members of its RequestHead. The fast path calls this, too."""
         watched = _Watched(self.metrics.route(path), self._world.clock.monotonic())
 
         async def receive(account_id: str) -> bytes:
@@ -156,8 +164,8 @@ class EmbeddingsApi(Api):
             return body
 
         head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
-        if job is not None:
-            head = head._replace(job=job)
+        if more is not None:
+            head = head._replace(**more)
         outcome = self._serve(exchange, operation, head, receive, watched.on_model)
         await self._observe(watched, outcome)
 

@@ -84,6 +84,7 @@ class RawHandler(NamedTuple):
     request: Any = None
     key_checked_by_flow: bool = False  # on the fast path, too
     extra: Mapping[str, Any] = {}  # more for the operation in the OpenAPI document
+    error: Any = None  # the type of a failure in another dialect
 
 
 class Route(NamedTuple):

@@ -6,6 +6,7 @@ from embedmesh.gateway.api.audit_api import AuditApi
 from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
+from embedmesh.gateway.api.dialects_api import DialectsApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
@@ -34,6 +35,7 @@ APIS: tuple[type[Api], ...] = (
     AccountApi,
     OperationsApi,
     PagesApi,
+    DialectsApi,
     NodesApi,
     FleetApi,
     InvitesApi,

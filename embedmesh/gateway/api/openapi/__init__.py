@@ -39,6 +39,10 @@ TAGS: list[Json] = [
     {"name": "Account", "description": "Your account: balance, usage and keys."},
     {"name": "Operations", "description": "For those who run this gateway."},
     {"name": "About", "description": "The API, described."},
+    {
+        "name": "Other APIs",
+        "description": "The same in the words of Ollama, Cohere, TEI, Google.",
+    },
     {"name": "Nodes", "description": "Signed messages of nodes to this gateway.", ASIDE: True},
     {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
 ]

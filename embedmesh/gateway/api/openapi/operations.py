@@ -69,7 +69,8 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
     docstring = " ".join((route.handler.__doc__ or "").split())
     summary, *rest = re.split(r"(?<=[.?]) ", docstring, maxsplit=1)
     description = f"{rest[0] if rest else summary} {route.details}".strip()
-    responses = failure_responses(failures_of(route)) | {
+    error = route.raw.error if route.raw is not None else None
+    responses = failure_responses(failures_of(route), None if error is None else schema_of(error)) | {
         status: response(reply.description, _content(reply, schema_of), reply.headers)
         if reply.content_type
         else {"description": reply.description, "headers": {}}
@@ -88,17 +89,20 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
         "security": _security(route),
         "responses": {str(status): responses[status] for status in sorted(responses)},
     }
-    if parameters:
+    extra = dict(route.raw.extra) if route.raw is not None else {}
+    if parameters := parameters + extra.pop("parameters", []):
         made["parameters"] = parameters
     if route.request is not None:
         content = {"application/json": {"schema": schema_of(route.request)}}
         made["requestBody"] = {"required": not route.body_optional, "content": content}
-    return made | dict(route.raw.extra if route.raw is not None else {})
+    return made | extra
 
 
 def types_of(route: Route) -> Iterator[Any]:
     """All types whose schemas the row needs. A tuple of types in a row means: one of them."""
-    for kind in (route.request, *(kind for reply in route.replies.values() for kind in (reply.body, reply.event))):
+    error = route.raw.error if route.raw is not None else None
+    replies = (kind for reply in route.replies.values() for kind in (reply.body, reply.event))
+    for kind in (route.request, error, *replies):
         if kind is not None:
             yield from kind if isinstance(kind, tuple) else (kind,)
 

@@ -72,18 +72,23 @@ def response(description: str, content: Mapping[str, Json], headers: Iterable[st
     }
 
 
-def failure_responses(failures: Failures) -> dict[int, Json]:
-    """One response for each status: the envelope, narrowed to the types and codes of these failures."""
+def failure_responses(failures: Failures, other: Json | None = None) -> dict[int, Json]:
+    """One response for each status: the envelope, narrowed to the types and codes of these failures.
+
+    `other` is the envelope of another dialect; what is refused before the request is read still has ours.
+    """
     by_status = sorted(failures, key=_status)
-    return {status: _failure_response(status, tuple(group)) for status, group in groupby(by_status, key=_status)}
+    return {status: _failure_response(status, tuple(group), other) for status, group in groupby(by_status, key=_status)}
 
 
-def _failure_response(status: int, failures: Failures) -> Json:
+def _failure_response(status: int, failures: Failures, other: Json | None) -> Json:
     narrowed = {
         "type": {"enum": unique(TABLE[failure][1] for failure in failures)},
         "code": {"enum": unique(failure.code for failure in failures)},
     }
     schema = {"allOf": [ref("Error"), {"properties": {"error": {"properties": narrowed}}}]}
+    if other is not None:
+        schema = {"anyOf": [other, schema]}
     headers = unique(name for failure in failures for name in _hints(failure))
     return response(STATUS_WORDS[status], {"application/json": schema}, headers)
 

@@ -1,0 +1,1 @@
+"""Clients of other APIs before our gateway, unmodified."""

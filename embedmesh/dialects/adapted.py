@@ -1,0 +1,146 @@
+"""Embedding requests and replies of other APIs: each is a form, what its members are called here, and how it replies.
+
+The members of a form become those of OpenAI's request, which are checked as ever (`openai.parse.validate`), so that a
+dialect decides nothing. Its failures name its own members, in its own envelope.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from embedmesh.dialects.openai.broken import broken_json
+from embedmesh.dialects.openai.parse import validate
+from embedmesh.dialects.openai.render import TRUNCATED_HEADER, finished
+from embedmesh.dialects.openai.values import check_depth, check_values
+from embedmesh.dialects.quantised import Matrix
+from embedmesh.rules.embeddings import Call
+from embedmesh.rules.errors import CallerFailure, Failure, InvalidType, InvalidValue, MissingParameter, UnknownParameter
+from embedmesh.rules.exchange import Reply
+from embedmesh.rules.forwarding import Answer
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Catalogue
+from embedmesh.rules.served import ParseTerms
+
+ADAPTED_FRAME_BYTES_MAX = 1_024  # of a reply, beside texts and vectors
+ADAPTED_ROW_BYTES_MAX = 16  # beside its components
+ADAPTED_FLOAT_BYTES_MAX = 15 + 4  # of a component as it is printed, and of what it is printed of
+ESCAPED_BYTES_MAX = 6  # of a character, escaped
+PATH = re.compile(r" - at `\$\.?(.*)`$")
+FIELD = re.compile(r"field `([^`]*)`")
+SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
+
+Write = Callable[[Any, Matrix, Answer, Mapping[str, str]], Any]
+"""The reply as orjson takes it, arrays included: of the request's form, the vectors (n, width), the answer, headers."""
+
+
+class AdaptedCall(Call, frozen=True):
+    """A call, and the request that it comes from."""
+
+    asked: Any = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One request of another API. Implements `embedmesh.flow.embed.Dialect`.
+
+    `ours` makes members of OpenAI's request of the form, `names` are theirs by ours, where they differ, `echoes` says
+    whether the reply repeats the texts, and `bytes_of` how many bytes a component takes in it at most.
+    """
+
+    form: type[msgspec.Struct]
+    ours: Callable[[Any], dict[str, Any]]
+    write: Write
+    envelope: Callable[[Failure], bytes]
+    names: Mapping[str, str] = field(default_factory=dict)
+    echoes: bool = False
+    bytes_of: Callable[[Any], int] = lambda asked: ADAPTED_FLOAT_BYTES_MAX
+
+    def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
+        """See Dialect. Raises a CallerFailure that names a member of the form."""
+        check_values(body)
+        asked = self._read(body)
+        given = {name: value for name, value in self.ours(asked).items() if value is not None}
+        if named is None and "model" not in given:
+            named = sole(catalogue, terms)
+        try:
+            call, model = validate(given, catalogue, terms, named)
+        except CallerFailure as failure:
+            raise renamed(failure, self.names) from None
+        members = {name: getattr(call, name) for name in Call.__struct_fields__}
+        return AdaptedCall(**members, asked=asked), model
+
+    def parse_ordinary(self, body: bytes, catalogue: Catalogue) -> None:
+        """None: the straight path has OpenAI's requests only."""
+
+    def reply_bytes_max(self, call: Call, width: int) -> int:
+        """See Dialect."""
+        inputs = len(call.texts) or len(call.ids)
+        row = ADAPTED_ROW_BYTES_MAX + (call.dimensions or width) * self.bytes_of(call.asked) + width * 4  # type: ignore[attr-defined]
+        echoed = ESCAPED_BYTES_MAX * sum(map(len, call.texts)) if self.echoes else 0
+        return ADAPTED_FRAME_BYTES_MAX + inputs * row + echoed
+
+    def render(self, call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+        """See Dialect."""
+        data, width = finished(call, answer)
+        matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
+        told = self.write(call.asked, matrix, answer, headers)  # type: ignore[attr-defined]
+        headers[TRUNCATED_HEADER] = f"{truncated}"
+        return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def _read(self, body: bytes) -> Any:
+        try:
+            loaded = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise broken_json(body, error, self.form.__struct_fields__) from None
+        if not isinstance(loaded, dict):
+            raise InvalidType("The body must be a JSON object.")
+        try:
+            given = {name: value for name, value in loaded.items() if value is not None}  # null means: not given
+            return msgspec.convert(given, self.form)
+        except msgspec.ValidationError as error:
+            check_depth(loaded)
+            raise in_words(str(error)) from None
+
+
+def sole(catalogue: Catalogue, terms: ParseTerms) -> str | None:
+    """The model of a request that names none: the only one that embeds here. Raises MissingParameter."""
+    found = [model.id for model in catalogue.models if model.embeds and terms.serves(model)]
+    if len(found) > 1:
+        raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
+    return found[0] if found else None
+
+
+def in_words(error: str) -> CallerFailure:
+    """What msgspec says of a request that is not of its form, without any of its values."""
+    path = PATH.search(error)
+    where = path.group(1).replace("[", ".").replace("]", "") if path else ""
+    where = where if SHOWN.fullmatch(where) else ""
+    named = FIELD.search(error)
+    name = named.group(1) if named and SHOWN.fullmatch(named.group(1)) else ""
+    param = ".".join(filter(None, (where, name))) or None
+    if "missing required" in error:
+        return MissingParameter(f"You must give the parameter `{param}`.", param=param)
+    if "unknown field" in error:
+        return UnknownParameter(f"Unknown parameter: `{param}`." if param else "Unknown parameter.", param=param)
+    said = f"`{param}`" if param else "The body"
+    expected = error.split(" - at ")[0].partition(", got")[0].removeprefix("Expected ")
+    if error.startswith("Expected") and not re.search(r"length|>=|<=", error):
+        return InvalidType(f"{said} must be of the type {expected.replace('`', '')}.", param=param)
+    if error.startswith("Expected"):
+        return InvalidValue(f"{said} must be {expected.replace('`', '')}.", param=param)
+    return InvalidValue(f"{said} has a value that is not taken; /openapi.json lists those that are.", param=param)
+
+
+def renamed(failure: CallerFailure, names: Mapping[str, str]) -> CallerFailure:
+    """The failure in the words of another API: its members instead of ours."""
+    for ours, theirs in names.items():
+        mentions = re.compile(rf"(?<=`){re.escape(ours)}(?=[`.])")
+        failure.message = mentions.sub(theirs, failure.message)
+        if failure.param is not None:
+            failure.param = re.sub(rf"^{re.escape(ours)}(?=\.|$)", theirs, failure.param)
+    return failure
