@@ -48,6 +48,7 @@ class Setup(NamedTuple):
     floats: bool = False
     workers: int = 1
     store: str = ""
+    options: tuple[str, ...] = ()  # more, of a stage of ours
 
     @property
     def label(self) -> str:
@@ -59,6 +60,7 @@ class Setup(NamedTuple):
             f"{self.nodes} nodes": self.nodes > 1,
             "floats": self.floats,
             f"{self.workers} workers": self.workers > 1,
+            " ".join(self.options): bool(self.options),
         }
         return ", ".join([self.name, *(words for words, holds in more.items() if holds)])
 
@@ -157,6 +159,7 @@ def _ours(setup: Setup, nodes: Sequence[str], port: int, folder: Path) -> list[P
         stage = ALONE if setup.name == PLAIN else setup.name
         command = [sys.executable, "-m", "bench.gateway.ours", stage, "--data-dir", str(folder / "data")]
         command += ["--listen-fd", str(sock.fileno())]
+        command += setup.options
         for node in nodes:
             command += ["--nodes", node]
         environment = {"EMBEDMESH_STORE": setup.store} if setup.store else {}

@@ -63,6 +63,9 @@ from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
 from embedmesh.jobs.validate import BatchTerms
+from embedmesh.logs.access import access_log
+from embedmesh.logs.setup import dropped_lines
+from embedmesh.logs.writer import LogWriter
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.batches import batch_price
@@ -128,8 +131,10 @@ class Gateway:
     background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
-def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> Gateway:
-    """Make all parts, on the running event loop. Raises SetupError."""
+def build(
+    settings: GatewaySettings, models: Models, store: Store, clock: Clock, writer: LogWriter | None = None
+) -> Gateway:
+    """Make all parts, on the running event loop. The access log, if it is on, goes to `writer`. Raises SetupError."""
     origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
     fleet = _fleet(settings, models, store, clock)
     probers = _local_nodes(settings, fleet, clock)
@@ -159,6 +164,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         generating=(fleet.clients, leases),
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
         admin_certificate=settings.tls_client_ca is not None,
+        access=access_log(settings.access_log, writer, origins.of),
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [jobs.runner.run(), jobs.files.watch()]
@@ -296,4 +302,4 @@ def _gauges(store: Store, scheduler: Scheduler, world: World) -> dict[str, float
     values["tokens_outstanding"] = sum(node.load.tokens for node in scheduler.registry)
     values["tokens_waiting"] = scheduler.queued_tokens
     values |= {"cache_bytes": world.cache.bytes, "cache_hits": world.cache.hits, "cache_misses": world.cache.misses}
-    return values | {"reply_bytes": world.replies.taken}
+    return values | {"reply_bytes": world.replies.taken, "log_lines_dropped": dropped_lines()}

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import logging
 import socket
-import sys
 from typing import Any
 
 import uvloop
@@ -15,6 +14,8 @@ from embedmesh.gateway.build import Gateway, build
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
 from embedmesh.http.tls import Certificate
+from embedmesh.logs.setup import start_logging, tell
+from embedmesh.logs.writer import LogWriter
 from embedmesh.process import (
     EXIT_AGAIN,
     EXIT_OK,
@@ -22,7 +23,6 @@ from embedmesh.process import (
     beyond_loopback,
     give_memory_back,
     keep_memory_off_disk,
-    log_to_stderr,
     quieten_gc,
     stop_event,
 )
@@ -65,18 +65,18 @@ class Ending:
 
 def main(settings: GatewaySettings) -> int:
     """Run a gateway until it is told to stop. Returns the exit code."""
-    log_to_stderr()
+    writer = start_logging("gateway", settings.log_format, settings.log_level)
     keep_memory_off_disk()
     raise_file_limit()
     give_memory_back()
     try:
-        return uvloop.run(_live(settings))
+        return uvloop.run(_live(settings, writer))
     except SetupError as error:
-        print(f"embedmesh gateway: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
+        tell(f"embedmesh gateway: {error}", logging.CRITICAL)
         return EXIT_AGAIN if isinstance(error, StoreAway) else EXIT_SETUP
 
 
-async def _live(settings: GatewaySettings) -> int:
+async def _live(settings: GatewaySettings, writer: LogWriter) -> int:
     clock = SystemClock()
     ending = Ending(settings)
     listener = listening_socket(settings)
@@ -86,7 +86,7 @@ async def _live(settings: GatewaySettings) -> int:
     store = await open_store(settings, clock, ending)
     if store is None:
         return EXIT_OK
-    gateway = build(settings, models, store, clock)
+    gateway = build(settings, models, store, clock, writer)
     tasks = await run(gateway, listener, new_keys, ending, local_nodes=bool(settings.nodes), certificate=certificate)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
     return ending.exit_code

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import sys
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,15 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.served import Served
+from embedmesh.http.connections import Origins
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix, remove_unix
+from embedmesh.logs.access import access_log
+from embedmesh.logs.setup import start_logging, tell
+from embedmesh.logs.writer import LogWriter
 from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import CompactPath
 from embedmesh.node.confidential import LateOpener, SealedCalls
@@ -28,7 +32,6 @@ from embedmesh.process import (
     bind,
     host_and_port,
     keep_memory_off_disk,
-    log_to_stderr,
     quieten_gc,
     stop_event,
 )
@@ -68,20 +71,20 @@ def main(settings: NodeSettings, catalogue: Catalogue) -> int:
 
     Returns the exit code: 0, or 78 after one line on standard error that says what to fix.
     """
-    log_to_stderr()
+    writer = start_logging("node", settings.log_format, settings.log_level)
     keep_memory_off_disk()
     raise_file_limit()
     try:
-        uvloop.run(serve(settings, catalogue))
+        uvloop.run(serve(settings, catalogue, writer))
     except SetupError as error:
-        sys.stderr.write(f"embedmesh node: {error}\n")
+        tell(f"embedmesh node: {error}", logging.CRITICAL)
         return EXIT_SETUP
     return EXIT_OK
 
 
-async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
+async def serve(settings: NodeSettings, catalogue: Catalogue, writer: LogWriter) -> None:
     """The node's life. It listens at once, and is ready once its engines are. Raises SetupError."""
-    node = (build_sidecar if settings.upstream else build)(settings, catalogue)
+    node = (build_sidecar if settings.upstream else build)(settings, catalogue, writer)
     stopping = stop_event(settings.lifeline_fd)
     with contextlib.ExitStack() as cleanup:
         await listen(node, cleanup)
@@ -91,7 +94,7 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
             await stop(node)
 
 
-def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+def build(settings: NodeSettings, catalogue: Catalogue, writer: LogWriter | None = None) -> NodeProcess:
     """The node, with nothing opened or started yet. Raises SetupError."""
     chosen = choose_models(settings, catalogue)
     check_servers(settings)
@@ -114,18 +117,22 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     opener = LateOpener(partial(_make_opener, settings, clock))
     app = NodeApp(models, catalogue, metrics, bodies, opener.signed_keys)
     sealed = SealedCalls(app, opener, metrics, bodies, clock)
-    server = partial(HttpServer, on_internal_error=metrics.internal_error)
+    access = access_log(settings.access_log, writer, Origins().of)
+    server = partial(HttpServer, on_internal_error=metrics.internal_error, access=access)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
 
-        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed)
+        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed, access=access)
     return NodeProcess(
         settings,
         chosen,
         models,
         socket_server=(
-            server({**app.routes(), **sealed.routes()}, fast_path=CompactPath(app, bodies, sealed=sealed))
+            server(
+                {**app.routes(), **sealed.routes()},
+                fast_path=CompactPath(app, bodies, sealed=sealed, access=access),
+            )
             if settings.uds is not None
             else None
         ),
@@ -138,7 +145,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     )
 
 
-def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+def build_sidecar(settings: NodeSettings, catalogue: Catalogue, writer: LogWriter | None = None) -> NodeProcess:
     """A node without an engine, beside a server of another make. Raises SetupError."""
     from embedmesh.node.sidecar import SidecarParts  # brings the dialects, and TLS
 
@@ -148,12 +155,14 @@ def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     opener = LateOpener(partial(_make_opener, settings, SystemClock()))
     bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
     parts = SidecarParts(settings, catalogue, opener, bodies)
+    access = access_log(settings.access_log, writer, Origins().of)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode
 
-        member = MemberNode(settings, parts.models, parts.app, bodies, parts.on_internal_error, door=parts.door)
-    socket_server = parts.socket_server() if settings.uds is not None else None
+        internal, door = parts.on_internal_error, parts.door
+        member = MemberNode(settings, parts.models, parts.app, bodies, internal, door=door, access=access)
+    socket_server = parts.socket_server(access) if settings.uds is not None else None
     monitor = None
     if settings.monitor:
         monitor = HttpServer(_monitored(parts.app.routes()), on_internal_error=parts.on_internal_error)

@@ -17,6 +17,7 @@ from embedmesh.http.straight import LAST_HEAD_BYTES_MAX, STRAIGHT_BODY_BYTES_MAX
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.exchange import Deliver, Reply
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.request_record import RequestRecord
 from embedmesh.rules.straight import ToCaller
 from tests.http.raw import Raw, read_reply, request, serving
 
@@ -41,6 +42,9 @@ class Asked:
             self._to_caller.end()
         else:
             self._to_caller.go_on(self._handle, rest)
+
+    def record(self) -> RequestRecord:
+        return RequestRecord(self.request_id, account="local", model="m", bytes_in=len(self.body), tokens=3)
 
     def fail(self) -> None:
         self._to_caller.go_on(self.go_on())

@@ -30,6 +30,7 @@ from embedmesh.http.straight import StraightPath
 from embedmesh.rules.confidential import Locks
 from embedmesh.rules.generation import GeneratingClient
 from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.request_record import AccessLog
 from embedmesh.rules.sealed_generation import GeneratingNodes
 from embedmesh.rules.shares import Room
 
@@ -58,6 +59,7 @@ class GatewayApp:
         generating: tuple[GeneratingClient, Leases] | None = None,
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
         admin_certificate: bool = False,
+        access: AccessLog | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -94,12 +96,14 @@ class GatewayApp:
                     write_s=write_s,
                     cors=cors,
                     others={line: handle for api in sealed for line, handle in api.fast().items()},
+                    access=access,
                 ),
                 embeddings.straight,
             ),
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=origins,
+            access=access,
         )
 
     def routes(self) -> Routes:

@@ -39,6 +39,7 @@ GATEWAY_COUNTERS = {
     "store_failed_batches": "Transactions that failed and were written again.",
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
+    "log_lines_dropped": "Log lines that were not written: what reads standard error is too slow, or has gone.",
 }
 GATEWAY_GAUGES = {
     "in_flight": "Embedding requests being handled now.",

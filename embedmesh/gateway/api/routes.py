@@ -23,6 +23,7 @@ from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.rules.errors import Failure, InsufficientScope, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Caller, Keys, RateLimits
+from embedmesh.rules.request_record import CURRENT
 from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
@@ -225,6 +226,8 @@ async def admit(
 ) -> Caller:
     """Whose key a request has, which is one of those that it may make. Raises CallerFailure or StoreUnavailable."""
     caller = await identify(header("authorization"), keys, *scopes, api_key=header("api-key"))
+    if (record := CURRENT.get()) is not None:
+        record.account = caller.account_id
     if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
         with suppress(StoreUnavailable):  # reads go on; writes meet it later
             await rate_limits.take_request(caller)
