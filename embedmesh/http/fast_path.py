@@ -270,6 +270,7 @@ class FastExchange:
                     raise ConnectionAbortedError from None
                 self._last = self._last or isinstance(failure, RequestTimeout)
                 refusal = failure_bytes(failure, self.request_id, close=self._last, more=self._cors_headers())
+                self._record.bytes_out = len(refusal.partition(b"\r\n\r\n")[2])
                 await self._send(b"", refusal)
         except (asyncio.CancelledError, ConnectionError):
             self._note_end()

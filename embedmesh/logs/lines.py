@@ -18,10 +18,10 @@ from embedmesh.rules.request_record import CURRENT, RequestRecord
 
 LogFormat = Literal["text", "json"]
 LOG_LINE_BYTES_MAX = 4_096  # PIPE_BUF: processes that share a pipe write no further into each other's lines
-MESSAGE_CHARS_MAX = 1_000
+LOG_MESSAGE_CHARS_MAX = 1_000
 FRAMES_MAX = 12  # of a traceback, the innermost
 OWN = "embedmesh"
-NO_ROUTE, NO_STATUS = "(no such path)", "(no reply)"
+NO_ROUTE, NO_STATUS = "(no route)", "(no reply)"
 ACCESS_LOGGER = "embedmesh.access"
 
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -76,7 +76,7 @@ class AccessLine(msgspec.Struct, omit_defaults=True):
     client: str = msgspec.field(default="", name="client.address")
 
 
-def printable(text: str, chars_max: int = MESSAGE_CHARS_MAX) -> str:
+def printable(text: str, chars_max: int = LOG_MESSAGE_CHARS_MAX) -> str:
     """The text on one line, without secrets, and without what a terminal takes for a command."""
     if len(text) > chars_max:
         text = text[:chars_max] + "…"

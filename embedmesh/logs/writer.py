@@ -1,4 +1,4 @@
-"""Writes log lines to a file descriptor in a thread of its own: whoever logs never waits for whoever reads.
+"""Writes log lines to a file descriptor in a thread of its own: no program waits for what reads its log.
 
 A pipe that is full blocks the thread, and nothing else. What finds its queue full meanwhile is dropped, counted, and
 said once there is room again.
@@ -66,7 +66,7 @@ class LogWriter:
             self._wake.set()
 
     def flush(self, within_s: float = LOG_FLUSH_S) -> None:
-        """Wait until all is written, if whoever reads takes it in time."""
+        """Wait until all is written, if it is read in time."""
         self._stopping = True
         self._wake.set()
         until = time.monotonic() + within_s
@@ -134,7 +134,7 @@ class LogWriter:
 
 
 class LogHandler(logging.Handler):
-    """Gives each record to a writer, as a line. Of one template only so many lines a while: the others are counted.
+    """Gives each record to a writer, as a line. Lines of one template are bounded: more are counted.
 
     What callers or nodes can provoke has a template; so nobody fills a disk with it.
     """
@@ -151,7 +151,7 @@ class LogHandler(logging.Handler):
         try:
             if self._may(record):
                 self._writer.put_line(self._writer.form.of_record(record))
-        except Exception:  # noqa: BLE001 - logging must not fail whoever logs
+        except Exception:  # noqa: BLE001 - logging must not fail its caller
             self._writer.dropped += 1
 
     def _may(self, record: logging.LogRecord) -> bool:

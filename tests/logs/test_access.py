@@ -70,7 +70,7 @@ async def test_a_flood_has_few_lines_and_takes_nobody_else_s(
     assert lines < 3_000
     with caplog.at_level(logging.INFO, "embedmesh.access"):
         async with asyncio.timeout(30):
-            while "(no such path) ended with 404" not in caplog.text:
+            while "(no route) ended with 404" not in caplog.text:
                 await asyncio.sleep(0.01)
     told = sum(int(message.partition(" ")[0]) for message in caplog.messages)
     assert told + lines == 15_001

@@ -85,21 +85,12 @@ class GatewayApp:
             *([] if sidecars is None else [ConfidentialGenerationApi(embeddings, *sidecars)]),
             *more,
         )
+        others = {line: handle for api in sealed for line, handle in api.fast().items()}
+        fast_path = FastPath(EMBEDDINGS_LINE, embeddings.answer, bodies, write_s, cors, others, access)
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            fast_path=StraightPath(
-                FastPath(
-                    EMBEDDINGS_LINE,
-                    embeddings.answer,
-                    bodies,
-                    write_s=write_s,
-                    cors=cors,
-                    others={line: handle for api in sealed for line, handle in api.fast().items()},
-                    access=access,
-                ),
-                embeddings.straight,
-            ),
+            fast_path=StraightPath(fast_path, embeddings.straight),
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=origins,
