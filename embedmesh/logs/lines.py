@@ -59,10 +59,10 @@ class AccessLine(msgspec.Struct, omit_defaults=True):
     message: str
     service: str = msgspec.field(name="service.name")
     pid: int = msgspec.field(name="process.pid")
-    request_id: str
     method: str = msgspec.field(name="http.request.method")
     duration_ms: float
     outcome: str
+    request_id: str = ""
     route: str = msgspec.field(default="", name="http.route")
     status: int = msgspec.field(default=0, name="http.response.status_code")
     bytes_in: int = msgspec.field(default=0, name="http.request.body.size")
@@ -142,7 +142,7 @@ class LineFormat:
         if self.is_json:
             line = AccessLine(
                 datetime.fromtimestamp(record.ended_at, UTC), "info", ACCESS_LOGGER, message, self._service, self._pid,
-                request_id, method, round(record.seconds * 1000, 3), record.outcome, record.route, record.status,
+                method, round(record.seconds * 1000, 3), record.outcome, request_id, record.route, record.status,
                 record.bytes_in, record.bytes_out, record.node, account, record.own_id, record.model,
                 record.tokens, record.nanousd, record.client,
             )  # fmt: skip

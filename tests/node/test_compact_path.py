@@ -20,6 +20,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, ServedModel, ServedModels, pack_ids, unpack_ids
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeFailure, Overloaded
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.request_record import RequestRecord
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
@@ -77,6 +78,7 @@ class NodeServer:
         self.app = App()
         self.bugs = 0
         self.taken: list[CompactExchange] = []
+        self.records: list[RequestRecord] = []
         self.bodies = BodyBudget(BODIES_BYTES)
         self.identity = Identity.load(folder / "node.identity")
         app: NodeApp = self.app  # type: ignore[assignment]
@@ -92,7 +94,7 @@ class NodeServer:
         self.door.new_session(SESSION)
         general = NodeApp([], CATALOGUE, None, self.bodies)  # type: ignore[arg-type]
         general.embed_compact, general.list_bytes = app.embed_compact, app.list_bytes  # type: ignore[method-assign]
-        path = CompactPath(app, self.bodies, self.door if signed else None)
+        path = CompactPath(app, self.bodies, self.door if signed else None, access=self)
         begin = path.begin
 
         def noting(*args: object) -> CompactExchange | None:
@@ -103,6 +105,12 @@ class NodeServer:
         path.begin = noting  # type: ignore[method-assign, assignment]
         routes = self.door.routes() if signed else general.routes()
         self.server = HttpServer(routes, on_internal_error=self._bug, fast_path=path if fast else None)
+
+    def client_of(self, peer: object, forwarded: str | None) -> str:
+        return ""
+
+    def ended(self, record: RequestRecord) -> None:
+        self.records.append(record)
 
     def _bug(self) -> None:
         self.bugs += 1
@@ -402,3 +410,35 @@ async def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypat
         writer.write(ask(body) * 40)
         await until("it was cut off", lambda: node.taken and all(one.over for one in node.taken))
         writer.close()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+async def test_the_access_log_hears_of_each_call(tmp_path: Path, signed: bool) -> None:
+    """With the gateway's id of the request where calls are signed: its log has the same; also of what fails."""
+    async with serving(tmp_path, signed=signed) as node:
+        link = node.link(signed=signed)
+        await link.embed_ids(MODEL, IDS, "req_1")
+        await link.served()
+        node.app.raises = NodeBroke("the text")
+        with pytest.raises(NodeFailure):
+            await link.embed_ids(MODEL, IDS, "req_2")
+        node.app.raises = None
+        node.app.open.clear()
+        call = asyncio.create_task(link.embed_ids(MODEL, IDS, "req_3"))
+        await until("it is asked", lambda: node.app.running)
+        call.cancel()
+        await until("it has left", lambda: len(node.records) == 4)
+        node.app.open.set()
+        link.close()
+    told = [(each.method, each.route, each.status, each.outcome, each.tokens) for each in node.records]
+    path, tokens = "/v1/embeddings", right_reply(IDS).tokens
+    status = told[2][2]
+    assert status >= 500
+    assert told == [
+        ("POST", path, 200, "ok", tokens),
+        ("GET", "/v1/models", 200, "ok", 0),
+        ("POST", path, status, told[2][3], 0),
+        ("POST", path, 0, "dropped", 0),
+    ]
+    assert [each.request_id for each in node.records][::2] == (["req_1", "req_2"] if signed else ["", ""])
+    assert node.records[0].bytes_in == len(BODY) and node.records[0].bytes_out == len(VECTORS)
