@@ -135,7 +135,7 @@ class LineFormat:
     def of_request(self, record: RequestRecord) -> bytes:
         """A line of the access log."""
         request_id = SECRET.sub("(secret)", record.request_id)
-        method, account = record.method, record.account
+        method, account, node = record.method, record.account, record.node or self.node
         if not account.isprintable():
             account = printable(account)
         message = f"{method} {record.route or NO_ROUTE} {record.status or NO_STATUS} {record.outcome}"
@@ -143,14 +143,14 @@ class LineFormat:
             line = AccessLine(
                 datetime.fromtimestamp(record.ended_at, UTC), "info", ACCESS_LOGGER, message, self._service, self._pid,
                 method, round(record.seconds * 1000, 3), record.outcome, request_id, record.route, record.status,
-                record.bytes_in, record.bytes_out, record.node, account, record.own_id, record.model,
+                record.bytes_in, record.bytes_out, node, account, record.own_id, record.model,
                 record.tokens, record.nanousd, record.client,
             )  # fmt: skip
             return self._encode(line) + b"\n"
         named = {
             "in": record.bytes_in, "out": record.bytes_out, "tokens": record.tokens, "nanousd": record.nanousd,
             "model": record.model, "client": record.client, "request_id": request_id, "ledger_id": record.own_id,
-            "node": record.node, "account": account,
+            "node": node, "account": account,
         }  # fmt: skip
         more = " ".join(f"{name}={value}" for name, value in named.items() if value)
         shown = f"{message} {record.seconds * 1000:.3f} ms"

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ import pytest
 from embedmesh.process import EXIT_AGAIN, EXIT_SETUP
 from tests.little_server import LittleServer
 from tests.story.conftest import Serve
-from tests.story.endpoint import MODEL, Endpoint, run, wait_until
+from tests.story.endpoint import COMMAND, MODEL, Endpoint, run, run_json, wait_until
 
 SENTINEL = "s3ntin3l"
 KEY_LIKE = "em_s3ntin3l0123456789abcdefghijkABCDEFGHIJ"
@@ -94,6 +95,25 @@ def everywhere(key: str) -> Iterator[bytes]:
     yield f"{SENTINEL}\n{SENTINEL}\r\n\r\n".encode()
 
 
+def joined_node(endpoint: Endpoint, folder: Path, options: tuple[str, ...]) -> str:
+    """The id of a node that joins, proves itself and leaves. Its log is beside its folder."""
+    invited = run_json("nodes", "invite", "--data-dir", endpoint.data_dir)
+    given = ("node", "--gateway", endpoint.root, "--data-dir", str(folder), "--threads", "1", *options)
+    with folder.with_suffix(".log").open("wb") as log:
+        environment = os.environ | {"EMBEDMESH_JOIN": invited["token"]}
+        process = subprocess.Popen([*COMMAND, *given], stdin=subprocess.DEVNULL, stderr=log, env=environment)
+
+    def ready() -> str | None:
+        nodes = endpoint.get("/v1/admin/nodes", endpoint.admin_key).json()["data"]
+        return next((each["node_id"] for each in nodes if each["kind"] == "dialled" and each["state"] == "ready"), None)
+
+    try:
+        return wait_until("the node is ready", ready, 60.0)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_no_line_holds_what_was_sent(serve: Serve, tmp_path: Path, form: str) -> None:
     """With everything on, at the lowest level: texts, names, keys, tokens, and what would forge a line."""
@@ -109,21 +129,27 @@ def test_no_line_holds_what_was_sent(serve: Serve, tmp_path: Path, form: str) ->
             endpoint.data_dir,
         )  # fmt: skip
         assert SENTINEL.encode() not in added.stderr
+    member = joined_node(endpoint, tmp_path / "member", options) if form == "json" else ""
     worker = endpoint.pid("worker")
     assert worker is not None
     os.kill(worker, signal.SIGABRT)
+    wait_until("it answers again", endpoint.answers, 60.0)
     reply = endpoint.ask(input=f"once more {SENTINEL}", headers={"x-request-id": "mine-7"})
     assert reply.status_code == 200
     wait_until("the line is written", lambda: "mine-7" in endpoint.log.read_text(), LINES_S)
     assert endpoint.stop() == 0
     said = endpoint.log.read_text()
-    for secret in (SENTINEL, endpoint.api_key, endpoint.admin_key, KEY_LIKE, "\x1b", "Forged"):
-        assert secret not in said, next(line for line in said.splitlines() if secret in line)
+    of_member = (tmp_path / "member.log").read_text() if member else ""
+    for secret in (SENTINEL, endpoint.api_key, endpoint.admin_key, KEY_LIKE, "\x1b", "Forged", "emj_"):
+        assert secret not in said + of_member, next(line for line in (said + of_member).splitlines() if secret in line)
     line = next(each for each in said.splitlines() if "mine-7" in each)
     own_id = reply.headers["x-embedmesh-request"]
     if form == "text":
         assert "POST /v1/embeddings 200 ok" in line and own_id in line and "account=local" in line
         return
+    own = [json.loads(each) for each in of_member.splitlines()]
+    assert {each.get("node") for each in own[-5:]} == {member}
+    assert any(each.get("http.route") == "/v1/embeddings" and each["request_id"] for each in own)
     lines = [json.loads(each) for each in said.splitlines()]
     assert {each["service.name"] for each in lines} == {"embedmesh-serve", "embedmesh-gateway", "embedmesh-node"}
     assert len({each["process.pid"] for each in lines}) == 4
