@@ -9,12 +9,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 from typing import Any, ClassVar
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
 from embedmesh.http.rendering import CLOCK, SANE_REQUEST_ID, json_head
-from embedmesh.http.request_notes import note_end, note_reply
+from embedmesh.http.request_notes import NOBODY_LEFT
 from embedmesh.http.sending import Rest, send_now
 from embedmesh.rules.exchange import REQUEST_HEADER, Deliver, Reply
 from embedmesh.rules.ids import new_id
@@ -174,7 +173,7 @@ class StraightConnection:
 class LoggedConnection(StraightConnection):
     """The same where each request is noted in the access log."""
 
-    __slots__ = ("_access", "_route", "_sent")
+    __slots__ = ("_access", "_client", "_route", "_sent")
 
     def __init__(
         self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport, access: AccessLog
@@ -183,6 +182,7 @@ class LoggedConnection(StraightConnection):
         self._access = access
         self._route = fast_path.line.decode("ascii").split()
         self._sent: Reply | None = None
+        self._client = ""
 
     def deliver(self, reply: Reply) -> Rest | None:
         """See `StraightConnection.deliver`."""
@@ -190,17 +190,28 @@ class LoggedConnection(StraightConnection):
         return super().deliver(reply)
 
     def end(self) -> None:
-        """See `StraightConnection.end`."""
-        if self._asked is not None:
-            record, sent = self._asked.record(), self._sent
-            record.request_id, self._sent = self._callers_id or record.request_id, None
+        """See `StraightConnection.end`. What is ordinary here was delivered whole."""
+        asked, sent = self._asked, self._sent
+        if asked is not None:
+            self._sent = None
+            record = asked.record()
             record.method, record.route, _ = self._route
+            record.client = self._client
             if sent is not None:
-                note_reply(record, sent.headers, len(sent.body))
-            peer = self._transport.get_extra_info("peername")
-            began = monotonic() - record.seconds
-            note_end(self._access, record, began, peer, self._head.headers.get("x-forwarded-for"))
+                record.status, record.outcome, record.bytes_out = 200, "ok", len(sent.body)
+            else:
+                record.outcome = NOBODY_LEFT
+            if self._callers_id:
+                record.own_id, record.request_id = record.request_id, self._callers_id
+            self._access.ended(record)
         super().end()
+
+    def _learnt(self, data: bytes, head: bytes, explain: Explain, on_end: Callable[[bytes], None]) -> bool:
+        learnt = super()._learnt(data, head, explain, on_end)
+        if learnt:
+            forwarded = self._head.headers.get("x-forwarded-for")
+            self._client = self._access.client_of(self._transport.get_extra_info("peername"), forwarded)
+        return learnt
 
     def _go_on(self, handle: GoOn, record: RequestRecord, rest: Rest | None = None) -> None:
         self._sent = None
