@@ -27,7 +27,7 @@ SENT_AT_ONCE_MAX = 32  # traces, of some eight spans: a request of OTLP costs 1.
 MADE_AT_ONCE_MAX = 8  # then the event loop has a turn: a trace is made in 0.03 ms, with the interpreter's lock
 SEND_EVERY_S = 1.0
 BREATH_S = 0.001
-CLOSE_S = 2.0  # to send what waits, at the end
+TRACES_CLOSE_S = 2.0  # to send what waits, at the end
 BY_VARIABLES = "env"  # as the setting: OpenTelemetry's own variables say where
 TRACES_PATH = "/v1/traces"  # of OTLP, where a URL has none
 NO_FAULTS = frozenset(("cancelled", "dropped"))  # of nobody: another was faster, or the caller has gone
@@ -94,7 +94,7 @@ class SpanSender:
 
     def close(self) -> None:
         self._stopping.set()
-        self._thread.join(CLOSE_S)
+        self._thread.join(TRACES_CLOSE_S)
         if self._thread.is_alive():
             self._exporter.shutdown()  # it may wait to try again
         while left := self._next():

@@ -1,16 +1,14 @@
-"""What gateway and node share as processes: signals, the lifeline, limits, logging, exit codes."""
+"""What gateway and node share as processes: signals, the lifeline, limits, exit codes."""
 
 import asyncio
 import contextlib
 import gc
 import ipaddress
-import logging
 import os
 import platform
 import resource
 import signal
 import socket
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,12 +65,6 @@ def keep_memory_off_disk() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # not Linux
         CORE_FILTER.write_text("0")
-
-
-def log_to_stderr() -> None:
-    """Log lines with time, level, logger and message. Never a text, a key or a body."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def stop_event(lifeline_fd: int | None) -> asyncio.Event:

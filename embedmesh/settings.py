@@ -31,6 +31,16 @@ MIB = 1024 * 1024
 CataloguePath = Annotated[
     Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
 ]
+LogForm = Annotated[
+    Literal["text", "json"], Meta(description="Form of the log on standard error: lines of text, or JSON objects.")
+]
+LogFrom = Annotated[
+    Literal["debug", "info", "warning", "error"], Meta(description="Log lines of this level, and of those above it.")
+]
+LogAccess = Annotated[
+    Literal["off", "on", "addresses"],
+    Meta(description="Log each request that has ended; `addresses`: with the client's address."),
+]
 
 
 TracesUrl = Annotated[
@@ -211,6 +221,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_price_percent: Annotated[
         int, Meta(description="What a line of a batch costs, in percent of the ordinary price.", ge=0, le=100)
     ] = 50
+    log_format: LogForm = "text"
+    log_level: LogFrom = "info"
+    access_log: LogAccess = "off"
     unknown_members: Annotated[
         Literal["refuse", "ignore"],
         Meta(
@@ -315,6 +328,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     traces: TracesUrl = ""
     traces_a_second: TracesASecond = 50
+    log_format: LogForm = "text"
+    log_level: LogFrom = "info"
+    access_log: LogAccess = "off"
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 

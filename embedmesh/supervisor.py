@@ -9,6 +9,7 @@ when the supervisor dies, so that its children end. There is no in-process short
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from typing import NamedTuple
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
 from embedmesh.http.tls import Certificate
+from embedmesh.logs.setup import start_logging, tell
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, hangups_held, hear_hangups, keep_memory_off_disk, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
@@ -103,13 +105,14 @@ def main(
     gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: OnReady, origin: Origin | None = None
 ) -> int:
     """Run until told to stop. `say` gets lines of progress. Without an `origin` the children read no file."""
+    start_logging("serve", gateway.log_format, gateway.log_level)
     keep_memory_off_disk()  # nor of its children
     try:
         folder = gateway.data_dir
         with locked(folder), socket_folder(folder) as run_folder, bind(gateway.host, gateway.port) as sock:
             return asyncio.run(Service(gateway, node, sock, run_folder, say, on_ready, origin).serve())
     except SetupError as error:
-        print(f"embedmesh serve: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
+        tell(f"embedmesh serve: {error}", logging.CRITICAL)
         return EXIT_SETUP
 
 

@@ -29,7 +29,8 @@ from bench.rig.processes import HOST
 from embedmesh.catalogue import load_catalogue
 from embedmesh.fleet.examiner import PROBE_TEXT
 from embedmesh.http.server import HttpServer
-from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc
+from embedmesh.logs.setup import start_logging
+from embedmesh.process import EXIT_SETUP, bind, quieten_gc
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
@@ -147,7 +148,7 @@ def main() -> int:
     if options.get("control"):  # a node that has stopped itself must not outlive the bench either
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    log_to_stderr()
+    start_logging("faultnode")
     raise_file_limit()
     try:
         uvloop.run(serve(**options))

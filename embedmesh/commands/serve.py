@@ -11,6 +11,7 @@ import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import config_of, fixed_values, settings_again, settings_options
+from embedmesh.logs.setup import tell
 from embedmesh.rules.models import Model
 from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
 
@@ -49,8 +50,9 @@ def serve(as_json: bool, **settings: Any) -> None:
     ctx = click.get_current_context()
     of_node = {name: settings.pop(name) for name in NODE_OPTIONS}
     gateway = GatewaySettings(**settings)
+    of_node |= {"log_format": gateway.log_format, "log_level": gateway.log_level}
     node = NodeSettings(data_dir=gateway.data_dir, **of_node)
-    output = _ServeOutput(gateway.data_dir, as_json)
+    output = _ServeOutput(gateway.data_dir, as_json, gateway.log_format == "json")
     origin = supervisor.Origin(frozenset(fixed_values(ctx)), config_of(ctx).path)
     sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready, origin=origin))
 
@@ -100,20 +102,26 @@ def node(**settings: Any) -> None:
 
 @dataclass(frozen=True)
 class _ServeOutput:
-    """What `serve` prints: lines for a person, or JSON lines."""
+    """What `serve` prints: lines for a person, JSON lines on standard output, or lines of a log in JSON."""
 
     data_dir: Path
     as_json: bool
+    logs_json: bool
 
     def say(self, line: str) -> None:
-        if not self.as_json:
-            click.echo(f"embedmesh: {line}", err=True)
+        if self.logs_json:
+            tell(line)
+        elif not self.as_json:
+            tell(f"embedmesh: {line}")
 
     def ready(self, credentials: Credentials, model: Model | None) -> None:
         path = self.data_dir.absolute() / "bootstrap.json"
         if self.as_json:
             event = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
             click.echo(json.dumps(event))
+        if self.logs_json:
+            tell(f"ready: {credentials.base_url}")
+        if self.as_json or self.logs_json:
             return
         root = credentials.base_url.removesuffix("/v1")
         key = f'$(sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\' \'{path}\')'

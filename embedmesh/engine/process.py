@@ -20,6 +20,7 @@ from typing import Protocol, cast
 
 from embedmesh.engine import frames, kernel
 from embedmesh.engine.frames import FrameError, FromWorker, Loading, LoadModel, LoadRefused, Ready, RunBatch, Vectors
+from embedmesh.engine.output import WorkerOutput
 from embedmesh.engine.watch import WATCH_LOOK_S, Sample
 from embedmesh.rules.errors import SetupError
 
@@ -81,6 +82,7 @@ class WorkerProcess:
         self._telling: asyncio.Task[None] | None = None  # how it ended
         self._wrong = ""  # what it said unasked
         self._killed_for_memory = kernel.killed_for_memory()
+        self._output = WorkerOutput(process.pid)
 
     @classmethod
     async def spawn(cls, sample: Callable[[int], Sample | None] = kernel.sample) -> "WorkerProcess":
@@ -94,14 +96,18 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
+            assert process.stderr is not None
         ours.setblocking(False)
         try:
             made = cls(process, sample)
             await made._loop.create_unix_connection(lambda: made._socket, sock=ours)
+            await made._loop.connect_read_pipe(lambda: made._output, process.stderr)
         except BaseException:
             process.kill()
             ours.close()
+            process.stderr.close()
             await asyncio.shield(_gone(process, WORKER_END_S))
             raise
         return made
@@ -141,6 +147,7 @@ class WorkerProcess:
             self._telling.cancel()
         self._process.kill()
         self._socket.close()
+        self._output.close()
 
     async def gone(self, within_s: float) -> bool:
         """Wait until a killed process has left the process table, `within_s` at most; whether it has."""

@@ -22,6 +22,7 @@ from embedmesh.engine.frames import Failed, Loading, LoadModel, LoadRefused, Rea
 from embedmesh.engine.progress import STEPS
 from embedmesh.engine.runtime import RunningModel, make_model
 from embedmesh.engine.threads import engine_threads
+from embedmesh.logs.setup import catch_uncaught
 from embedmesh.rules.errors import SetupError
 from embedmesh.system import call_c
 
@@ -31,6 +32,7 @@ OOM_SCORE = 500  # short of memory, the kernel shall take the worker, which come
 
 def main(fd: int) -> None:
     """Load what the first message names, then answer batches until the socket closes."""
+    catch_uncaught()
     begun = time.monotonic()
     _tie_to_parent()
     sock = socket.socket(fileno=fd)

@@ -109,7 +109,8 @@ class Canaries:
                 for each in both:
                     each.node.counts["canaries_disputed"] += 1
                 names = first.node.node_id, second.node.node_id
-                log.warning("nodes %s and %s disagree, and no trusted node can tell", *names)
+                words = "nodes %s and %s disagree, and no trusted node can tell"
+                log.warning(words, *names, extra={"node": ",".join(names)})
                 return
             truth = third
         for node, vectors in both:
@@ -136,7 +137,8 @@ class Canaries:
         run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
         if run >= PROBATION_RUN:
             del self._right_in_a_row[node.node_id]
-            log.info("node %s is readmitted: its answers have been right for a while", node.node_id)
+            known = {"node": node.node_id}
+            log.info("node %s is readmitted: its answers have been right for a while", node.node_id, extra=known)
             self._registry.readmit(node)
 
     async def prove(self, node: Node) -> bool:

@@ -90,17 +90,19 @@ class Prober:
     def _log(self, before: NodeState) -> None:
         """Log a change of state, and once why a new node gets no work."""
         now = self._node.state
+        known = {"node": self._node.node_id}
         quiet = now is NodeState.READY and not self._registry.proven(self._node)
         if quiet and not self._logged_quiet:  # it may be the only one, and still get work
-            log.warning("node %s has given no right answer of late: %s", self._node.node_id, self._node.last_failure)
+            words = "node %s has given no right answer of late: %s"
+            log.warning(words, self._node.node_id, self._node.last_failure, extra=known)
         self._logged_quiet = quiet
         if now is before and (now is not NodeState.UNPROVEN or self._logged_unproven):
             return
         if now is NodeState.READY:
-            log.info("node %s is ready", self._node.node_id)
+            log.info("node %s is ready", self._node.node_id, extra=known)
         elif now is NodeState.UNPROVEN and self._clock.monotonic() - self._began > FIRST_ANSWER_S:
             self._logged_unproven = True
-            log.warning("node %s is unproven: %s", self._node.node_id, self._node.last_failure)
+            log.warning("node %s is unproven: %s", self._node.node_id, self._node.last_failure, extra=known)
 
     def _wants_measuring(self, before: NodeState) -> bool:
         """Whether its speed is unknown, or was learned too long ago since it gets no work."""
@@ -213,7 +215,8 @@ class Prober:
                 models.append(model)
             elif offer.id not in self._logged_models:
                 self._logged_models.add(offer.id)
-                log.warning("node %s offers a model that is not the catalogue's: ignored", self._node.node_id)
+                words = "node %s offers a model that is not the catalogue's: ignored"
+                log.warning(words, self._node.node_id, extra={"node": self._node.node_id})
         return models
 
     def _quiet_s(self) -> float:

@@ -332,7 +332,7 @@ class Registry:
             node.ejected_at = now
             wait_s = OUT_FIRST_S * 2 ** (node.ejections - 2) if node.ejections > 1 else 0.0
             node.out_until = now + min(wait_s, OUT_MAX_S)
-            log.warning("node %s is ejected: %s", node.node_id, node.last_failure)
+            log.warning("node %s is ejected: %s", node.node_id, node.last_failure, extra={"node": node.node_id})
         reason = node.last_failure
         if node.state in (NodeState.EJECTED, NodeState.QUARANTINED) and reason is not None and reason.check is not None:
             node.sent_away[node.state, reason.check] += 1

@@ -4,6 +4,7 @@ The scheduler says which inputs go to which node, and when. Here the nodes are a
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,9 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.forwarding import Answer, Attempt, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
+from embedmesh.rules.request_record import CURRENT
+
+log = logging.getLogger("embedmesh.flow")
 
 RETRY_AFTER_MAX_S = 60.0  # the most that one node's Retry-After counts: others may be free before
 
@@ -183,9 +187,13 @@ class Asking:
 
     async def _ask(self, ticket: Ticket, part: Part) -> None:
         """Make one attempt. Its failure is the request's, unless another node will be asked."""
+        if (record := CURRENT.get()) is not None:
+            record.node = part.node_id
         try:
             reply = await self._attempt(ticket, part)
         except NodeFailure as failure:
+            known = {"request_id": self._request_id, "node": part.node_id}
+            log.debug("an attempt failed: %s", type(failure).__name__, extra=known)
             if not ticket.ended(part, failure):
                 self._failure = self._failure or caller_failure(failure)
         except BaseException as reason:

@@ -31,6 +31,7 @@ from embedmesh.rules.limits import KEPT_REPLY_BYTES_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.request_record import CURRENT
 
 INPUT = Meter.INPUT  # an enum's member is slow to look up
 REPLAYED = {"idempotent-replayed": "true"}
@@ -54,6 +55,8 @@ async def serve(
     try:
         began = world.clock.monotonic()
         caller = await identify(head.authorization, world.keys, operation.scope, api_key=head.api_key)
+        if (record := CURRENT.get()) is not None:
+            record.account = caller.account_id
         await world.rate_limits.take_request(caller)
         body = await receive(caller.account_id)
         with _spent_if_refused(world, caller, body):

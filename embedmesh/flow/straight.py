@@ -28,6 +28,7 @@ from embedmesh.rules.forwarding import Answer, Attempt, Part, Share
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.request_record import RequestRecord
 from embedmesh.rules.shares import Room
 from embedmesh.rules.straight import GoOn, ToCaller
 
@@ -169,7 +170,21 @@ class StraightRequest(msgspec.Struct, eq=False):
 
     @property
     def request_id(self) -> str:
+        """Our own id of it, as the ledger has it."""
         return self.bill.hold.hold_id
+
+    def record(self) -> RequestRecord:
+        bill, paid = self.bill, self.bill.captured
+        return RequestRecord(
+            self.request_id,
+            account=self.caller.account_id,
+            node=self.part.node_id,
+            model=self.call.model.id,
+            seconds=self.straight.world.clock.monotonic() - self.began,
+            bytes_in=len(self.body),
+            tokens=bill.tokens if paid else 0,
+            nanousd=bill.cost if paid else 0,
+        )
 
     def takes_room_for_reply(self, size: int) -> bool:
         """Take that many bytes, until the caller has the reply. Returns whether there was room."""

@@ -70,6 +70,9 @@ from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
 from embedmesh.jobs.validate import BatchTerms
 from embedmesh.jobs.work import as_it_is
+from embedmesh.logs.access import access_log
+from embedmesh.logs.setup import dropped_lines
+from embedmesh.logs.writer import LogWriter
 from embedmesh.otlp import tracing_of
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
@@ -152,9 +155,14 @@ class Gateway:
 
 
 def build(
-    settings: GatewaySettings, models: Models, store: Store, clock: Clock, certificate: Certificate | None = None
+    settings: GatewaySettings,
+    models: Models,
+    store: Store,
+    clock: Clock,
+    certificate: Certificate | None = None,
+    writer: LogWriter | None = None,
 ) -> Gateway:
-    """Make all parts, on the running event loop. Raises SetupError."""
+    """Make all parts, on the running event loop. The access log, if it is on, goes to `writer`. Raises SetupError."""
     adjustable = Adjustable(
         models,
         parsed(Origins, settings.trusted_proxies, "--trusted-proxies"),
@@ -195,6 +203,7 @@ def build(
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
         traced=traced,
         operators=operators_access,
+        access=access_log(settings.access_log, writer, origins.of),
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [jobs.runner.run(), jobs.files.watch(), *issuer]
@@ -384,4 +393,5 @@ def _gauges(
     values |= {"cache_bytes": world.cache.bytes, "cache_hits": world.cache.hits, "cache_misses": world.cache.misses}
     sent, dropped, over = (0, 0, 0) if tracing is None else (tracing.sink.sent, tracing.sink.dropped, tracing.over_rate)
     values |= {"traces_sent": sent, "traces_dropped": dropped, "traces_over_rate": over}
-    return values | {"reply_bytes": world.replies.taken} | requests.counts()
+    values |= {"reply_bytes": world.replies.taken, "log_lines_dropped": dropped_lines()}
+    return values | requests.counts()

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import logging
 import socket
-import sys
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
 from embedmesh.gateway.reload import ReadSettings, Reloader
 from embedmesh.http.tls import Certificate
+from embedmesh.logs.setup import start_logging, tell
+from embedmesh.logs.writer import LogWriter
 from embedmesh.process import (
     EXIT_AGAIN,
     EXIT_OK,
@@ -26,7 +27,6 @@ from embedmesh.process import (
     hear_hangups,
     hold_hangups,
     keep_memory_off_disk,
-    log_to_stderr,
     quieten_gc,
     stop_event,
 )
@@ -70,18 +70,18 @@ class Ending:
 def main(settings: GatewaySettings, read: ReadSettings | None = None) -> int:
     """Run a gateway until it is told to stop. Returns the exit code. `read` reads the settings again: see `reload`."""
     hold_hangups()
-    log_to_stderr()
+    writer = start_logging("gateway", settings.log_format, settings.log_level)
     keep_memory_off_disk()
     raise_file_limit()
     give_memory_back()
     try:
-        return uvloop.run(_live(settings, read or (lambda: settings)))
+        return uvloop.run(_live(settings, read or (lambda: settings), writer))
     except SetupError as error:
-        print(f"embedmesh gateway: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
+        tell(f"embedmesh gateway: {error}", logging.CRITICAL)
         return EXIT_AGAIN if isinstance(error, StoreAway) else EXIT_SETUP
 
 
-async def _live(settings: GatewaySettings, read: ReadSettings) -> int:
+async def _live(settings: GatewaySettings, read: ReadSettings, writer: LogWriter) -> int:
     clock = SystemClock()
     ending = Ending(settings)
     listener = listening_socket(settings)
@@ -91,7 +91,7 @@ async def _live(settings: GatewaySettings, read: ReadSettings) -> int:
     store = await open_store(settings, clock, ending)
     if store is None:
         return EXIT_OK
-    gateway = build(settings, models, store, clock, certificate)
+    gateway = build(settings, models, store, clock, certificate, writer)
     reloader = Reloader(gateway, settings, read, certificate, new_keys.open_to_others)
     hear_hangups(gateway.adjustable.requests.knock, ending.stop_event)
     watches: list[Awaitable[None]] = [reloader.run(), *([certificate.watch()] if certificate is not None else [])]

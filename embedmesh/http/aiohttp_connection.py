@@ -5,6 +5,7 @@ and pyproject.toml pins aiohttp's minor version.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import NoReturn, Protocol, cast
 
@@ -12,13 +13,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, HttpProcessingError, LineTooLong
 
 from embedmesh.http.connections import Connections, Origins
-from embedmesh.http.failures import failure_response
+from embedmesh.http.failures import failure_response, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes, own_request_id
+from embedmesh.http.request_notes import note_end
 from embedmesh.http.sending import Sending
 from embedmesh.rules import limits
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
 from embedmesh.rules.exchange import Delivery
+from embedmesh.rules.request_record import AccessLog, RequestRecord
 
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"
@@ -69,6 +72,7 @@ class ServerConnection(web.RequestHandler):
         connections: Connections,
         fast_path: AnyFastPath | None = None,
         dialled: bool = False,
+        access: AccessLog | None = None,
     ) -> None:
         """`dialled`: we opened the connection ourselves. It may idle for as long as the other side likes."""
         self._event_loop = asyncio.get_running_loop()
@@ -90,6 +94,7 @@ class ServerConnection(web.RequestHandler):
         self._connections = connections
         self._fast_path = fast_path  # None once another request has come, or the connection is to close
         self._dialled = dialled
+        self._access = access
         self._exchange: AnyFastExchange | None = None  # on the fast path, now
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
@@ -225,8 +230,16 @@ class ServerConnection(web.RequestHandler):
     def _refuse_head(self, failure: Failure) -> None:
         """Answer a head that is not whole, and read no more."""
         if self.transport is not None:
-            self.transport.write(failure_bytes(failure, own_request_id(), close=True))
+            request_id = own_request_id()
+            self._note_refused(failure, request_id)
+            self.transport.write(failure_bytes(failure, request_id, close=True))
             self.force_close()
+
+    def _note_refused(self, failure: Failure, request_id: str) -> None:
+        """No handler sees what cannot be parsed."""
+        if self._access is not None and self.transport is not None:
+            record = RequestRecord(request_id, outcome=failure.code, status=status_and_type(failure)[0])
+            note_end(self._access, record, time.monotonic(), self.transport.get_extra_info("peername"), None)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -251,6 +264,7 @@ class ServerConnection(web.RequestHandler):
         request_id = own_request_id()
         if status < 500:
             failure = refused_by_parser(exc)
+            self._note_refused(failure, request_id)
         else:
             failure = self._explain(exc if isinstance(exc, Exception) else TimeoutError(), request_id)
         response = failure_response(failure)

@@ -8,9 +8,11 @@ from aiohttp import web
 from embedmesh.http.aiohttp_connection import deliver
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID
+from embedmesh.http.request_notes import note_reply
 from embedmesh.http.streaming import stream
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
+from embedmesh.rules.request_record import CURRENT
 
 
 class Exchange(Protocol):
@@ -58,6 +60,8 @@ class GeneralExchange:
         return body
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
+        if (record := CURRENT.get()) is not None:
+            note_reply(record, reply.headers, len(reply.body) if isinstance(reply, Reply) else 0)
         if self.own_id is not None and REQUEST_HEADER in reply.headers:
             self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         if isinstance(reply, StreamedReply):

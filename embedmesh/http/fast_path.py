@@ -8,17 +8,21 @@ what the fast path takes means the same to both, which tests/http/test_fast_path
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from embedmesh.http.cors import Cors
+from embedmesh.http.failures import status_and_type
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
+from embedmesh.http.request_notes import note_end, note_reply
 from embedmesh.http.sending import Rest, Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.exchange import JOB_HEADER, REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
+from embedmesh.rules.request_record import CURRENT, AccessLog, RequestRecord
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter
@@ -104,6 +108,7 @@ class FastPath:
     write_s: float = WRITE_REPLY_S
     cors: Cors | None = None
     others: "Mapping[bytes, Callable[[FastExchange], Awaitable[None]]]" = field(default_factory=dict)
+    access: AccessLog | None = None
 
     def on(self, transport: asyncio.Transport) -> "FastPath":
         return self
@@ -121,7 +126,7 @@ class FastPath:
         head = read_head(data, line)
         if head is None:
             return None
-        exchange = FastExchange(self, transport, head, explain, on_end, handle)
+        exchange = FastExchange(self, transport, head, explain, on_end, handle, line=line)
         exchange.feed(data[head.end :])
         return exchange
 
@@ -138,13 +143,14 @@ class FastExchange:
         on_end: Callable[[bytes], None],
         handle: "Callable[[FastExchange], Awaitable[None]] | None" = None,
         *,
-        request_id: str | None = None,
+        line: bytes = b"",
+        record: RequestRecord | None = None,
         after: bytes = b"",
         rest: Rest | None = None,
     ) -> None:
         """`on_end` is called in the end with the bytes that came after this request.
 
-        What has gone straight until now brings its own `handle`, its `request_id`, what came `after` it, and the `rest`
+        What has gone straight until now brings its own `handle`, its `record`, what came `after` it, and the `rest`
         of its reply.
         """
         self._fast_path = fast_path
@@ -169,7 +175,10 @@ class FastExchange:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._callers_id = head.headers.get("x-request-id")
-        self.request_id = request_id or request_id_of(self._callers_id)
+        self._record = record or RequestRecord(request_id_of(self._callers_id), bytes_in=head.length)
+        self.request_id = self._record.request_id
+        self._line = line or fast_path.line
+        self._began = time.monotonic() - self._record.seconds
         self._task = self._loop.create_task(self._run(handle or fast_path.handle))
 
     # -- for the handler
@@ -200,6 +209,7 @@ class FastExchange:
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
         assert isinstance(reply, Reply), "no operation on the fast path streams"
+        note_reply(self._record, reply.headers, len(reply.body))
         if self._rest is not None and self._sending is not None:
             return await self._sending.finish(self._rest)
         self._replied = True
@@ -247,6 +257,7 @@ class FastExchange:
     # -- its life
 
     async def _run(self, handle: "Callable[[FastExchange], Awaitable[None]]") -> None:
+        CURRENT.set(self._record)
         try:
             try:
                 await handle(self)
@@ -254,14 +265,18 @@ class FastExchange:
                 raise
             except Exception as error:  # noqa: BLE001 - explained to the caller, and counted if it is a bug of ours
                 failure = self._explain(error, self.request_id)
+                self._record.outcome, self._record.status = failure.code, status_and_type(failure)[0]
                 if self._replied:  # the client would take a second reply for that to its next request
                     raise ConnectionAbortedError from None
                 self._last = self._last or isinstance(failure, RequestTimeout)
                 refusal = failure_bytes(failure, self.request_id, close=self._last, more=self._cors_headers())
+                self._record.bytes_out = len(refusal.partition(b"\r\n\r\n")[2])
                 await self._send(b"", refusal)
         except (asyncio.CancelledError, ConnectionError):
+            self._note_end()
             self._break_off()
             return
+        self._note_end()
         self._answered = True
         self._chunks.clear()
         if self._missing and not self._transport.is_closing():
@@ -271,6 +286,13 @@ class FastExchange:
             self._timer = self._loop.call_later(REFUSED_BODY_S, self._break_off)
         else:
             self._end()
+
+    def _note_end(self) -> None:
+        self._record.over = True
+        if (access := self._fast_path.access) is not None:
+            self._record.method, self._record.route, _ = self._line.decode("ascii").split()
+            peer = self._transport.get_extra_info("peername")
+            note_end(access, self._record, self._began, peer, self._headers.get("x-forwarded-for"))
 
     def _cors_headers(self) -> dict[str, str]:
         cors = self._fast_path.cors

@@ -27,6 +27,7 @@ class RouteTable:
         """`other_paths`: alias -> path of a route; that of a route which is not here is no path."""
         every = {path: _with_head(methods) for path, methods in routes.items()}
         self._names = [path for path in every if "*" not in path and path != "/"]
+        self._routes = {id(methods): path for path, methods in every.items()}
         every |= {path: every[of] for path, of in other_paths.items() if of in every}
         self._exact = {path: methods for path, methods in every.items() if "*" not in path}
         starred = [(*path.partition("*"), methods) for path, methods in every.items() if "*" in path]
@@ -42,6 +43,10 @@ class RouteTable:
             if path.startswith(before) and path.endswith(after) and end > len(before):
                 return methods, unquote(path[len(before) : end])
         return None
+
+    def route_of(self, methods: Methods) -> str:
+        """The route whose methods `find` has found, as it was given: not an alias."""
+        return self._routes[id(methods)]
 
     def meant(self, path: str, method: str) -> str | None:
         """The method and path of the nearest route; None if none is near."""

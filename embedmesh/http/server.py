@@ -5,6 +5,7 @@ import functools
 import logging
 import socket
 import ssl
+import time
 import traceback
 from collections.abc import Callable, Mapping
 
@@ -15,12 +16,14 @@ from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, request_id_of
+from embedmesh.http.request_notes import note_end
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes, RouteTable
 from embedmesh.http.tls import Certificate, TlsListener
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import JOB_HEADER
 from embedmesh.rules.limits import REQUEST_HEAD_S, WRITE_REPLY_S
+from embedmesh.rules.request_record import CURRENT, AccessLog, RequestRecord
 
 log = logging.getLogger("embedmesh.http")
 
@@ -49,8 +52,10 @@ class HttpServer:
         origins: Origins | None = None,
         connections: Connections | None = None,
         write_s: float = WRITE_REPLY_S,
+        access: AccessLog | None = None,
     ) -> None:
-        """`other_paths` are aliases of routes. A caller has `write_s` seconds to read a reply."""
+        """`other_paths` are aliases of routes. A caller has `write_s` seconds to read a reply. `access`: its log."""
+        self._access = access
         self._table = RouteTable(routes, other_paths or {})
         self._cors = cors
         self._write_s = write_s
@@ -66,6 +71,7 @@ class HttpServer:
             explain=self._explain,
             origins=self._origins,
             connections=self._connections,
+            access=access,
         )
         self._fast_path = fast_path
         self._listeners: list[asyncio.Server | TlsListener] = []
@@ -107,24 +113,43 @@ class HttpServer:
         await self._aiohttp.shutdown(timeout_s)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = request_id_of(request.headers.get("x-request-id"))
+        record, began = RequestRecord(request_id_of(request.headers.get("x-request-id"))), time.monotonic()
+        CURRENT.set(record)
+        try:
+            return await self._respond(request, record)
+        finally:
+            record.over = True
+            if self._access is not None:
+                self._note_end(self._access, request, record, began)
+
+    async def _respond(self, request: web.BaseRequest, record: RequestRecord) -> web.StreamResponse:
+        request_id = request[REQUEST_ID] = record.request_id
         request[REPLY_HEADERS] = {"x-request-id": request_id, **SERVER_HEADER}
         if self._cors is not None and self._cors.covers(request.rel_url.raw_path):
             request[REPLY_HEADERS] |= self._cors.headers(request.headers.get("Origin"))
         close = False
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, record)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: told briefly, logged by type and place
             failure = self._explain(error, request_id)
+            record.outcome = failure.code
             close = isinstance(failure, errors.MalformedHttp)
             response = failure_response(failure)
         if not response.prepared:
             if close or response.status in (408, 413):
                 response.force_close()
             await write_out(request, response, self._write_s)
+        record.status = response.status
+        if isinstance(response, web.Response) and isinstance(response.body, bytes):
+            record.bytes_out = len(response.body)
         return response
+
+    def _note_end(self, access: AccessLog, request: web.BaseRequest, record: RequestRecord, began: float) -> None:
+        record.method, record.bytes_in = request.method, request.content_length or 0
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        note_end(access, record, began, peer, request.headers.get("X-Forwarded-For"))
 
     def _explain(self, error: Exception, request_id: str) -> Failure:
         """The failure that the caller gets for what a handler raised. A bug of ours is logged and counted."""
@@ -132,19 +157,20 @@ class HttpServer:
             return error.with_traceback(None)  # it holds every frame on the way, they the body, and our caller's it
         last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
         place = f"{last.filename.rpartition('/')[2]}:{last.lineno}" if last is not None else "?"  # and no values
-        log.error("internal error: %s at %s [%s]", type(error).__name__, place, request_id)
+        words = "internal error: %s at %s [%s]"
+        log.error(words, type(error).__name__, place, request_id, extra={"request_id": request_id})
         self._on_internal_error()
         return errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, record: RequestRecord) -> web.StreamResponse:
         try:
-            found = self._find(request)
+            found = self._find(request, record)
         except Failure as failure:
             self._on_unrouted(failure.code)
             raise
         return found if isinstance(found, web.StreamResponse) else await found(request)
 
-    def _find(self, request: web.BaseRequest) -> Handler | web.StreamResponse:
+    def _find(self, request: web.BaseRequest, record: RequestRecord) -> Handler | web.StreamResponse:
         """What handles a request, or the reply to a preflight. Raises MalformedHttp, NotFound or MethodNotAllowed."""
         _check_head(request)
         path = request.rel_url.raw_path
@@ -154,6 +180,7 @@ class HttpServer:
             more = f"Did you mean {meant}?" if meant else "The API is described at /docs and /openapi.json."
             raise errors.NotFound(f"There is nothing at this path. {more}")
         methods, remainder = found
+        record.route = self._table.route_of(methods)
         if remainder is not None:
             request[PATH_REMAINDER] = remainder
         handler = methods.get(request.method)

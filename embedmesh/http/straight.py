@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
 from embedmesh.http.rendering import CLOCK, SANE_REQUEST_ID, json_head
+from embedmesh.http.request_notes import NOBODY_LEFT
 from embedmesh.http.sending import Rest, send_now
 from embedmesh.rules.exchange import REQUEST_HEADER, Deliver, Reply
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.request_record import AccessLog, RequestRecord
 from embedmesh.rules.straight import Asked, GoOn, Straight
 
 STRAIGHT_BODY_BYTES_MAX = 16 * 1024  # kept until the reply: beside the room for bodies, 16 MB of 1,024 requests
@@ -68,7 +70,7 @@ class StraightConnection:
             try:
                 self._asked = asked = self._straight.ask(self._known, body, self)
             except Exception as error:  # noqa: BLE001 - a bug of ours: explained to the caller, and counted
-                self._go_on(partial(_broken, error), new_id("req", CLOCK))
+                self._go_on(partial(_broken, error), RequestRecord(new_id("req", CLOCK), bytes_in=size))
                 return self
             if asked is not None:
                 return self
@@ -111,9 +113,10 @@ class StraightConnection:
         """Let a coroutine handle the request from now on; see `ToCaller`."""
         assert self._asked is not None
         assert rest is None or isinstance(rest, Rest)
-        self._go_on(handle, self._asked.request_id, rest)
+        self._go_on(handle, self._asked.record(), rest)
 
-    def _go_on(self, handle: GoOn, own_id: str, rest: Rest | None = None) -> None:
+    def _go_on(self, handle: GoOn, record: RequestRecord, rest: Rest | None = None) -> None:
+        record.request_id = self._callers_id or record.request_id
         further, self._further, self._asked = self._further, b"", None
         self._slow = FastExchange(
             self._fast_path,
@@ -122,7 +125,7 @@ class StraightConnection:
             self._explain,
             self._slow_ended,
             lambda exchange: handle(exchange.deliver),
-            request_id=self._callers_id or own_id,
+            record=record,
             after=further,
             rest=rest,
         )
@@ -167,6 +170,54 @@ class StraightConnection:
         await self._slow.stopped(timeout_s)
 
 
+class LoggedConnection(StraightConnection):
+    """The same where each request is noted in the access log."""
+
+    __slots__ = ("_access", "_client", "_route", "_sent")
+
+    def __init__(
+        self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport, access: AccessLog
+    ) -> None:
+        super().__init__(fast_path, straight, transport)
+        self._access = access
+        self._route = fast_path.line.decode("ascii").split()
+        self._sent: Reply | None = None
+        self._client = ""
+
+    def deliver(self, reply: Reply) -> Rest | None:
+        """See `StraightConnection.deliver`."""
+        self._sent = reply
+        return super().deliver(reply)
+
+    def end(self) -> None:
+        """See `StraightConnection.end`. What is ordinary here was delivered whole."""
+        asked, sent = self._asked, self._sent
+        if asked is not None:
+            self._sent = None
+            record = asked.record()
+            record.method, record.route, _ = self._route
+            record.client = self._client
+            if sent is not None:
+                record.status, record.outcome, record.bytes_out = 200, "ok", len(sent.body)
+            else:
+                record.outcome = NOBODY_LEFT
+            if self._callers_id:
+                record.own_id, record.request_id = record.request_id, self._callers_id
+            self._access.ended(record)
+        super().end()
+
+    def _learnt(self, data: bytes, head: bytes, explain: Explain, on_end: Callable[[bytes], None]) -> bool:
+        learnt = super()._learnt(data, head, explain, on_end)
+        if learnt:
+            forwarded = self._head.headers.get("x-forwarded-for")
+            self._client = self._access.client_of(self._transport.get_extra_info("peername"), forwarded)
+        return learnt
+
+    def _go_on(self, handle: GoOn, record: RequestRecord, rest: Rest | None = None) -> None:
+        self._sent = None
+        super()._go_on(handle, record, rest)
+
+
 async def _broken(error: Exception, deliver: Deliver) -> None:
     raise error
 
@@ -182,6 +233,9 @@ class StraightPath:
         """The fast path of a connection."""
         if transport.get_extra_info("ssl_object") is not None:
             return self.fast_path
+        access = self.fast_path.access
+        if access is not None:
+            return LoggedConnection(self.fast_path, self.straight, transport, access)
         return StraightConnection(self.fast_path, self.straight, transport)
 
     def begin(

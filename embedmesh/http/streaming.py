@@ -16,6 +16,7 @@ from embedmesh.http.aiohttp_connection import ServerConnection, send_head
 from embedmesh.http.rendering import REPLY_HEADERS
 from embedmesh.http.sending import Sending
 from embedmesh.rules.exchange import Delivery, StreamedReply
+from embedmesh.rules.request_record import CURRENT
 
 UNSENT_BYTES_MAX = 16 * 1024  # half of it leaves in `part_s` also where a kilobyte a second is read; it is fifty events
 
@@ -45,7 +46,7 @@ async def _write(
     reply: StreamedReply,
     part_s: float,
 ) -> Delivery:
-    begun, sending = False, None
+    begun, sending, size = False, None, 0
     chunked = request.version >= HttpVersion11  # to others the connection's end is that of the reply
 
     def on_lost(_: object) -> None:
@@ -68,7 +69,7 @@ async def _write(
                 delivery = await sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
             except ConnectionResetError:
                 break
-            begun = True
+            begun, size = True, size + len(part)
             if delivery is Delivery.BROKEN_OFF:
                 return delivery
         else:
@@ -84,6 +85,8 @@ async def _write(
             request.transport.abort()
         raise
     finally:
+        if (record := CURRENT.get()) is not None:
+            record.bytes_out = size
         connection.lost.remove_done_callback(on_lost)
         if sending is not None and connection.transport is not None:
             _keep_unsent(connection.transport, 0)

@@ -146,7 +146,7 @@ class UnitWork:
         except Failure as failure:
             return LineResult(None, _refused_line(request_id, line.custom_id, failure))
         except Exception as error:  # noqa: BLE001 - a bug of ours: this line fails, the others do not
-            log.error("internal error: %s [%s]", where(error), request_id)
+            log.error("internal error: %s [%s]", where(error), request_id, extra={"request_id": request_id})
             return LineResult(None, _refused_line(request_id, line.custom_id, InternalError("A bug of ours.")))
 
     async def _counted(self, line: BatchLine) -> CountedLine:

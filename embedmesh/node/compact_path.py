@@ -7,6 +7,7 @@ same. What is answered here has a head that is constant but for its length, so t
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -14,10 +15,12 @@ from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import json_head, own_request_id
+from embedmesh.http.request_notes import note_end
 from embedmesh.node.app import LATE, QUEUE_FULL_STATUS, CompactDone
 from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, SEALED_HEAD, VECTORS_HEAD
 from embedmesh.rules.errors import DeadlineExceeded, Failure, Overloaded, RequestTimeout
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, REQUEST_MAX_S, WRITE_REPLY_S
+from embedmesh.rules.request_record import AccessLog, RequestRecord
 
 if TYPE_CHECKING:
     from embedmesh.signing.messages import CheckedRequest  # only a node that joined a gateway needs it
@@ -84,8 +87,10 @@ class CompactPath:
         signed: Signs | None = None,
         sealed: Seals | None = None,
         begin_traced: BeginTraced | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         """Without `sealed`, sealed calls are left to the general server; without `begin_traced` nothing is traced."""
+        self.access = access
         self.app = app
         self.sealed = sealed
         self.bodies = bodies
@@ -164,7 +169,8 @@ class CompactExchange:
         self._explain = explain
         self._on_end = on_end
         self._asked = asked
-        self._missing = missing
+        self._missing = self._bytes_in = missing
+        self._began = time.monotonic() if path.access is not None else 0.0
         self._checked: CheckedRequest | None = None
         self._refused: Failure | None = None  # before its body was whole, which is then thrown away
         self._chunks: list[bytes] = []
@@ -213,6 +219,8 @@ class CompactExchange:
 
     def lost(self) -> None:
         """The connection is gone: what waits for it is never computed."""
+        if not self.over and not self._replied:
+            self._note("dropped", 0, 0, 0)
         if self._drop is not None:
             self._drop()
         self._end()
@@ -294,6 +302,7 @@ class CompactExchange:
         if self._checked is not None and self._path.signed is not None:
             lines = [f"{name}: {value}\r\n" for name, value in self._path.signed.sign(self._checked, body, tokens)]
             head += "".join(lines).encode("ascii")
+        self._note("ok", 200, len(body), tokens)
         self._write(head + b"\r\n" + body)
 
     def _refuse(self, error: Exception) -> None:
@@ -302,7 +311,22 @@ class CompactExchange:
         status = QUEUE_FULL_STATUS if isinstance(failure, Overloaded) else status_and_type(failure)[0]
         body = envelope(failure)
         more = hint_headers(failure) | ({"Connection": "close"} if self._last else {})
+        self._note(failure.code, status, len(body), 0)
         self._write(json_head(status, request_id, more, len(body)) + body)
+
+    def _note(self, outcome: str, status: int, size: int, tokens: int) -> None:
+        if (access := self._path.access) is not None:
+            record = RequestRecord(
+                self._checked.request_id if self._checked is not None else "",
+                method=self._asked.method,
+                route=self._asked.path,
+                status=status,
+                outcome=outcome,
+                bytes_in=self._bytes_in,
+                bytes_out=size,
+                tokens=tokens,
+            )
+            note_end(access, record, self._began, self._transport.get_extra_info("peername"), None)
 
     def _write(self, reply: bytes) -> None:
         if self.over or self._transport.is_closing():

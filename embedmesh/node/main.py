@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,15 @@ from embedmesh.catalogue import Catalogue, refuse_new_meanings
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.served import Served
+from embedmesh.http.connections import Origins
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix, remove_unix
+from embedmesh.logs.access import access_log
+from embedmesh.logs.setup import start_logging, tell
+from embedmesh.logs.writer import LogWriter
 from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import CompactPath
 from embedmesh.node.confidential import LateOpener, SealedCalls
@@ -34,7 +37,6 @@ from embedmesh.process import (
     hold_hangups,
     host_and_port,
     keep_memory_off_disk,
-    log_to_stderr,
     quieten_gc,
     stop_event,
 )
@@ -81,20 +83,22 @@ def main(settings: NodeSettings, catalogue: Catalogue, read: ReadCatalogue | Non
     Returns the exit code: 0, or 78 after one line on standard error that says what to fix.
     """
     hold_hangups()
-    log_to_stderr()
+    writer = start_logging("node", settings.log_format, settings.log_level)
     keep_memory_off_disk()
     raise_file_limit()
     try:
-        uvloop.run(serve(settings, catalogue, read))
+        uvloop.run(serve(settings, catalogue, writer, read))
     except SetupError as error:
-        sys.stderr.write(f"embedmesh node: {error}\n")
+        tell(f"embedmesh node: {error}", logging.CRITICAL)
         return EXIT_SETUP
     return EXIT_OK
 
 
-async def serve(settings: NodeSettings, catalogue: Catalogue, read: ReadCatalogue | None = None) -> None:
+async def serve(
+    settings: NodeSettings, catalogue: Catalogue, writer: LogWriter, read: ReadCatalogue | None = None
+) -> None:
     """The node's life. It listens at once, and is ready once its engines are. Raises SetupError."""
-    node = (build_sidecar if settings.upstream else build)(settings, catalogue)
+    node = (build_sidecar if settings.upstream else build)(settings, catalogue, writer)
     stopping = stop_event(settings.lifeline_fd)
     known = Catalogue(catalogue.models)
     hear_hangups(lambda: read_again(catalogue, known, read or (lambda: catalogue)), stopping)
@@ -122,7 +126,7 @@ def read_again(catalogue: Catalogue, known: Catalogue, read: ReadCatalogue) -> N
     log.info("the catalogue was read again: %d models", len(new.written))
 
 
-def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+def build(settings: NodeSettings, catalogue: Catalogue, writer: LogWriter | None = None) -> NodeProcess:
     """The node, with nothing opened or started yet. Raises SetupError."""
     chosen = choose_models(settings, catalogue)
     check_servers(settings)
@@ -150,12 +154,14 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     app = NodeApp(models, catalogue, metrics, bodies, opener.signed_keys, traces)
     begin_traced = None if traces is None else app.begin_compact
     sealed = SealedCalls(app, opener, metrics, bodies, clock)
-    server = partial(HttpServer, on_internal_error=metrics.internal_error)
+    access = access_log(settings.access_log, writer, Origins().of)
+    server = partial(HttpServer, on_internal_error=metrics.internal_error, access=access)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
 
-        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed, begin_traced=begin_traced)
+        more: dict[str, Any] = {"begin_traced": begin_traced, "access": access}
+        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed, **more)
     return NodeProcess(
         settings,
         chosen,
@@ -163,7 +169,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
         socket_server=(
             server(
                 {**app.routes(), **sealed.routes()},
-                fast_path=CompactPath(app, bodies, sealed=sealed, begin_traced=begin_traced),
+                fast_path=CompactPath(app, bodies, sealed=sealed, begin_traced=begin_traced, access=access),
             )
             if settings.uds is not None
             else None
@@ -178,7 +184,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     )
 
 
-def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+def build_sidecar(settings: NodeSettings, catalogue: Catalogue, writer: LogWriter | None = None) -> NodeProcess:
     """A node without an engine, beside a server of another make. Raises SetupError."""
     from embedmesh.node.sidecar import SidecarParts  # brings the dialects, and TLS
 
@@ -188,12 +194,14 @@ def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     opener = LateOpener(partial(_make_opener, settings, SystemClock()))
     bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
     parts = SidecarParts(settings, catalogue, opener, bodies)
+    access = access_log(settings.access_log, writer, Origins().of)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode
 
-        member = MemberNode(settings, parts.models, parts.app, bodies, parts.on_internal_error, door=parts.door)
-    socket_server = parts.socket_server() if settings.uds is not None else None
+        internal, door = parts.on_internal_error, parts.door
+        member = MemberNode(settings, parts.models, parts.app, bodies, internal, door=door, access=access)
+    socket_server = parts.socket_server(access) if settings.uds is not None else None
     monitor = None
     if settings.monitor:
         monitor = HttpServer(_monitored(parts.app.routes()), on_internal_error=parts.on_internal_error)

@@ -11,6 +11,7 @@ from embedmesh.engine.loaded import LoadedModels
 from embedmesh.fleet.addresses import NodeAddress, parse
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.logs.setup import name_node
 from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import BeginTraced, CompactPath
 from embedmesh.node.confidential import SealedCalls
@@ -22,9 +23,10 @@ from embedmesh.process import bind, host_and_port
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.membership import Heartbeat, Offer
+from embedmesh.rules.request_record import AccessLog
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.certificates import der, make_certificate, server_context
-from embedmesh.signing.identity import Identity
+from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipt_log import ReceiptLog
 
@@ -50,6 +52,7 @@ class MemberNode:
         sealed: SealedCalls | None = None,
         door: Callable[..., SignedApi] = SignedApi,
         begin_traced: BeginTraced | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         """Reads or makes the node's files; `door` makes the API over the network. Raises SetupError."""
         folder = _make_folder(settings.data_dir)
@@ -57,6 +60,7 @@ class MemberNode:
         known = find_gateway(folder / "gateway.json", settings.gateway, invite, settings.gateway_key)
         identity = Identity.load(folder / IDENTITY_FILE)
         endpoint = _parse(parse, settings.address, "--address")
+        name_node(node_id(identity.public_key))
         self._listen_on = _parse_listen(settings.listen, endpoint)
         self._tls = None
         certificate = b""
@@ -82,7 +86,8 @@ class MemberNode:
         self._server = HttpServer(
             api.routes(),
             on_internal_error=on_internal_error,
-            fast_path=CompactPath(app, bodies, api, sealed, begin_traced),
+            fast_path=CompactPath(app, bodies, api, sealed, begin_traced, access),
+            access=access,
         )
         self._joining = Joining(
             known=known,

@@ -17,6 +17,7 @@ from embedmesh.rules.errors import InvalidValue, SetupError
 from embedmesh.rules.limits import UPSTREAM_TOKEN_CHARS_MAX
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
+from embedmesh.rules.request_record import AccessLog
 from embedmesh.settings import NodeSettings
 from embedmesh.upstream.generating import UpstreamGeneration
 from embedmesh.upstream.server import UpstreamServer, UpstreamUrl, parse_url
@@ -38,12 +39,13 @@ class SidecarParts:
         self.door = partial(SignedSidecarApi, calls=self.calls)
         self._bodies = bodies
 
-    def socket_server(self) -> HttpServer:
+    def socket_server(self, access: AccessLog | None) -> HttpServer:
         """For gateways on this machine."""
         return HttpServer(
             {**self.app.routes(), **self.calls.routes()},
             on_internal_error=self.on_internal_error,
-            fast_path=CompactPath(self.app, self._bodies),
+            fast_path=CompactPath(self.app, self._bodies, access=access),
+            access=access,
         )
 
 

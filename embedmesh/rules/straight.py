@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from embedmesh.rules.exchange import Deliver, Reply
+from embedmesh.rules.request_record import RequestRecord
 
 GoOn = Callable[[Deliver], Awaitable[None]]
 """Continues a request: delivers its reply, or raises."""
@@ -35,9 +36,8 @@ class ToCaller(Protocol):
 class Asked(Protocol):
     """A request whose work has begun. In the end it calls `ToCaller.end` or `go_on`."""
 
-    @property
-    def request_id(self) -> str:
-        """Our own id of it, as the ledger has it."""
+    def record(self) -> RequestRecord:
+        """What log lines say of it now, under our own id of it, which the ledger has, too."""
         ...
 
     def go_on(self) -> GoOn:

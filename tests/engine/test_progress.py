@@ -1,5 +1,6 @@
 """A load says what it does, in steps that only go up; and how long anything may take follows the arithmetic."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -71,3 +72,20 @@ def test_a_large_load_without_cpu_or_at_a_slow_disk_is_waited_for() -> None:
     assert [watch.look(each) for each in disk] == [None] * len(disk)
     asleep = [disk[-1]._replace(at=disk[-1].at + at * WATCH_LOOK_S, states="SS") for at in range(1, 300)]
     assert "hangs" in "".join(filter(None, map(watch.look, asleep)))
+
+
+@pytest.mark.story
+async def test_what_an_engine_s_process_says_at_its_end_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """By type and place: a message that cannot be read ends it."""
+    worker = await WorkerProcess.spawn()
+    try:
+        worker._socket.write(b"\x06\x00\x00\x00\xa5hello")
+        async with asyncio.timeout(60):
+            while "says: nobody caught" not in caplog.text:
+                await asyncio.sleep(0.01)
+    finally:
+        worker.kill()
+        await worker.gone(10.0)
+    said = next(message for message in caplog.messages if "nobody caught" in message)
+    assert said.startswith(f"the engine's process {worker.pid} says: nobody caught FrameError at frames.py:")
+    assert "in main < worker.py" in said and "hello" not in caplog.text and "Traceback" not in caplog.text

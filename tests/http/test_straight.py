@@ -17,6 +17,7 @@ from embedmesh.http.straight import LAST_HEAD_BYTES_MAX, STRAIGHT_BODY_BYTES_MAX
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.exchange import Deliver, Reply
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.request_record import RequestRecord
 from embedmesh.rules.straight import ToCaller
 from tests.http.raw import Raw, read_reply, request, serving
 
@@ -42,6 +43,9 @@ class Asked:
         else:
             self._to_caller.go_on(self._handle, rest)
 
+    def record(self) -> RequestRecord:
+        return RequestRecord(self.request_id, account="local", model="m", bytes_in=len(self.body), tokens=3)
+
     def fail(self) -> None:
         self._to_caller.go_on(self.go_on())
 
@@ -58,12 +62,20 @@ class Asked:
 class Desk:
     """Answers at once, unless `hold`; a body that begins with `-` is not ordinary."""
 
-    def __init__(self, *, hold: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, logged: bool = False) -> None:
+        self.records: list[RequestRecord] = []
         self.asked: list[Asked] = []
         self.hold = hold
         self.bugs = 0
-        fast_path = FastPath(LINE, self._handle, BodyBudget(10**6))
-        self.server = HttpServer({}, on_internal_error=self._bug, fast_path=StraightPath(fast_path, self))
+        fast_path = FastPath(LINE, self._handle, BodyBudget(10**6), access=self if logged else None)
+        straight = StraightPath(fast_path, self)
+        self.server = HttpServer({}, on_internal_error=self._bug, fast_path=straight, access=fast_path.access)
+
+    def client_of(self, peer: object, forwarded: str | None) -> str:
+        return f"{isinstance(peer, tuple)} {forwarded}"
+
+    def ended(self, record: RequestRecord) -> None:
+        self.records.append(record)
 
     def _bug(self) -> None:
         self.bugs += 1
@@ -250,3 +262,45 @@ async def until(what: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not what():
             await asyncio.sleep(0.005)
+
+
+async def test_the_access_log_hears_of_each_request_once_whatever_its_way() -> None:
+    """Straight, gone on, on the fast path, on the general server, refused by its parser, left by its caller."""
+    desk = Desk(logged=True)
+    async with connected(desk) as (reader, writer):
+        for body in (b"a", b"-c", b"bug", b"d" * 9):
+            writer.write(request(body=body, key="good", x_request_id="mine", x_forwarded_for="1.2.3.4"))
+            await read_reply(reader)
+        desk.hold = True
+        writer.write(request(body=b"gone on", key="good"))
+        await until(lambda: len(desk.asked) == 3)
+        desk.asked[-1].fail()
+        assert (await read_reply(reader)).headers["x-way"] == "gone on"
+        writer.write(request(path="/nothing-here?secret", key="good"))
+        await read_reply(reader)
+    async with connected(desk) as (reader, writer):
+        writer.write(GOOD)
+        await until(lambda: len(desk.asked) == 4)
+        writer.close()
+        await until(lambda: desk.asked[-1].left)
+    async with connected(desk) as (reader, writer):
+        writer.write(b"SECRET / HTTP/9.9\r\n\r\n")
+        await read_reply(reader)
+    await until(lambda: len(desk.records) == 8)
+    told = [(each.method, each.route, each.status, each.outcome, each.bytes_in) for each in desk.records]
+    path = "/v1/embeddings"
+    assert told == [
+        ("POST", path, 200, "ok", 1),
+        ("POST", path, 200, "ok", 2),
+        ("POST", path, 500, "internal_error", 3),
+        ("POST", path, 200, "ok", 9),
+        ("POST", path, 200, "ok", 7),
+        ("POST", "", 404, "not_found", 0),
+        ("POST", path, 0, "dropped", 10),
+        ("", "", 400, "invalid_value", 0),
+    ]
+    first, fast, *_ = desk.records
+    assert (first.request_id, first.own_id, first.bytes_out) == ("mine", desk.asked[0].request_id, 1)
+    assert (first.account, first.model, first.tokens, first.client) == ("local", "m", 3, "True 1.2.3.4")
+    assert (fast.request_id, fast.bytes_out, fast.client) == ("mine", 2, "True 1.2.3.4")
+    assert all(each.seconds >= 0 for each in desk.records) and desk.records[4].request_id == desk.asked[2].request_id

@@ -21,6 +21,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, ServedModel, ServedModels, pack_ids, unpack_ids
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeFailure, Overloaded
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.request_record import RequestRecord
 from embedmesh.rules.traces import asking_as, traceparent_of
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
@@ -80,6 +81,7 @@ class NodeServer:
         self.app = App()
         self.bugs = 0
         self.taken: list[CompactExchange] = []
+        self.records: list[RequestRecord] = []
         self.bodies = BodyBudget(BODIES_BYTES)
         self.identity = Identity.load(folder / "node.identity")
         app: NodeApp = self.app  # type: ignore[assignment]
@@ -111,6 +113,12 @@ class NodeServer:
     def _begin_traced(self, body: bytes, done: CompactDone, traceparent: str) -> Callable[[], object]:
         self.told.append(traceparent)
         return self.app.begin_compact(body, done)
+
+    def client_of(self, peer: object, forwarded: str | None) -> str:
+        return ""
+
+    def ended(self, record: RequestRecord) -> None:
+        self.records.append(record)
 
     def _bug(self) -> None:
         self.bugs += 1
@@ -427,3 +435,35 @@ async def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypat
         writer.write(ask(body) * 40)
         await until("it was cut off", lambda: node.taken and all(one.over for one in node.taken))
         writer.close()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+async def test_the_access_log_hears_of_each_call(tmp_path: Path, signed: bool) -> None:
+    """With the gateway's id of the request where calls are signed: its log has the same; also of what fails."""
+    async with serving(tmp_path, signed=signed) as node:
+        link = node.link(signed=signed)
+        await link.embed_ids(MODEL, IDS, "req_1")
+        await link.served()
+        node.app.raises = NodeBroke("the text")
+        with pytest.raises(NodeFailure):
+            await link.embed_ids(MODEL, IDS, "req_2")
+        node.app.raises = None
+        node.app.open.clear()
+        call = asyncio.create_task(link.embed_ids(MODEL, IDS, "req_3"))
+        await until("it is asked", lambda: node.app.running)
+        call.cancel()
+        await until("it has left", lambda: len(node.records) == 4)
+        node.app.open.set()
+        link.close()
+    told = [(each.method, each.route, each.status, each.outcome, each.tokens) for each in node.records]
+    path, tokens = "/v1/embeddings", right_reply(IDS).tokens
+    status = told[2][2]
+    assert status >= 500
+    assert told == [
+        ("POST", path, 200, "ok", tokens),
+        ("GET", "/v1/models", 200, "ok", 0),
+        ("POST", path, status, told[2][3], 0),
+        ("POST", path, 0, "dropped", 0),
+    ]
+    assert [each.request_id for each in node.records][::2] == (["req_1", "req_2"] if signed else ["", ""])
+    assert node.records[0].bytes_in == len(BODY) and node.records[0].bytes_out == len(VECTORS)

@@ -34,6 +34,7 @@ from embedmesh.rules.confidential import Locks
 from embedmesh.rules.generation import GeneratingClient
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.metrics import MetricReadings
+from embedmesh.rules.request_record import AccessLog
 from embedmesh.rules.sealed_generation import GeneratingNodes
 from embedmesh.rules.shares import Room
 
@@ -63,6 +64,7 @@ class GatewayApp:
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
         traced: RequestTracing | None = None,
         operators: OperatorAccess | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -89,14 +91,8 @@ class GatewayApp:
             *([] if sidecars is None else [ConfidentialGenerationApi(embeddings, *sidecars)]),
             *more,
         )
-        self._fast_path = FastPath(
-            EMBEDDINGS_LINE,
-            embeddings.answer,
-            bodies,
-            write_s=write_s,
-            cors=cors,
-            others={line: handle for api in sealed for line, handle in api.fast().items()},
-        )
+        others = {line: handle for api in sealed for line, handle in api.fast().items()}
+        self._fast_path = FastPath(EMBEDDINGS_LINE, embeddings.answer, bodies, write_s, cors, others, access)
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
@@ -105,6 +101,7 @@ class GatewayApp:
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=origins,
+            access=access,
         )
 
     def resize(self, in_flight_max: int, body_bytes_total_max: int) -> None:

@@ -36,6 +36,7 @@ from embedmesh.rules.limits import (
     REQUEST_TOKENS_MAX,
 )
 from embedmesh.rules.ports import EMBED_SCOPE
+from embedmesh.rules.request_record import CURRENT
 from embedmesh.rules.shares import Room
 
 OUTCOMES = {Delivery.WHOLE: "ok", Delivery.BROKEN_OFF: "broken_off", Delivery.FAILED: "failed"}
@@ -197,6 +198,8 @@ class EmbeddingsApi(Api):
                 self._room.give_back(watched.account)
             seconds = self._world.clock.monotonic() - watched.began
             watched.counts.ended(code, watched.model, seconds, tokens, nanousd)
+            if (record := CURRENT.get()) is not None:
+                record.model, record.outcome, record.tokens, record.nanousd = watched.model, code, tokens, nanousd
 
     ROUTES = (
         Route(

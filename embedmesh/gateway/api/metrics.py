@@ -86,6 +86,7 @@ GATEWAY_COUNTERS: dict[str, MetricWords] = {
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
     "settings_reloads": "Times the settings were read again and applied.",
     "settings_reloads_refused": "Times they were read again and nothing was changed: something was wrong.",
+    "log_lines_dropped": "Log lines that were not written: what reads standard error is too slow, or has gone.",
 }
 GATEWAY_GAUGES: dict[str, MetricWords] = {
     "batches_under_way": "Batches that this gateway works on.",

@@ -167,7 +167,8 @@ class NodesApi(Api):
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
             except ValueError as error:
                 member.node.counts["receipts_refused"] += 1
-                log.warning("node %s: its log is refused: %s", member.node.node_id, error)
+                node_id = member.node.node_id
+                log.warning("node %s: its log is refused: %s", node_id, error, extra={"node": node_id})
             else:
                 member.node.counts["receipts_matched"] += checked.matched
                 member.node.counts["receipts_unmatched"] += checked.unmatched
@@ -180,7 +181,7 @@ class NodesApi(Api):
 
     async def _drain(self, member: ConnectedNode, body: bytes) -> bytes:
         self._registry.drain(member.node)
-        log.info("node %s leaves", member.node.node_id)
+        log.info("node %s leaves", member.node.node_id, extra={"node": member.node.node_id})
         return b"{}"
 
     def _check(self, request: web.BaseRequest, node_id: str) -> tuple[ConnectedNode, CheckedRequest]:

@@ -27,6 +27,7 @@ from embedmesh.rules.errors import Failure, InsufficientScope, InvalidApiKey, St
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller, Keys, RateLimits
+from embedmesh.rules.request_record import CURRENT
 from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
@@ -333,6 +334,8 @@ async def admit(
     caller = await identify(
         header("authorization"), keys, *scopes, api_key=header("api-key"), chars_max=token_chars_max
     )
+    if (record := CURRENT.get()) is not None:
+        record.account = caller.account_id
     if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
         with suppress(StoreUnavailable):  # reads go on; writes meet it later
             await rate_limits.take_request(caller)

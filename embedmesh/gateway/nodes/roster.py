@@ -116,7 +116,8 @@ class Roster:
             record = await self._update(node_id, lambda kept: self._said(kept, public_key, said))
             self._origins = pending | {node_id: origin}
         if known is None:
-            log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
+            words = "node %s asks to join: `embedmesh nodes approve %s`"
+            log.info(words, record.node_id, record.node_id, extra={"node": record.node_id})
         return record
 
     def _pending_origins(self) -> dict[str, str]:
@@ -203,7 +204,7 @@ class Roster:
 
     def _quarantined(self, node: Node, why: str) -> None:
         """Save it, for the next start. Without the store it is not saved, and the node is found out again."""
-        log.warning("node %s is quarantined: %s", node.node_id, why)
+        log.warning("node %s is quarantined: %s", node.node_id, why, extra={"node": node.node_id})
         record = self._records.get(node.node_id)
         if record is not None and not record.quarantined:
             saving = self.change(node.node_id, None, quarantined=why)

@@ -84,7 +84,8 @@ class EndHold(Write):
         if self._ended_by is not None:
             stats.late_captures += 1
             charged = "charged at its note" if self._ended_by in NOTED_ENDS else "not charged"
-            logger.warning("hold %s had ended before it was captured: delivered, %s", self.hold.hold_id, charged)
+            words, known = "hold %s had ended before it was captured: delivered, %s", {"request_id": self.hold.hold_id}
+            logger.warning(words, self.hold.hold_id, charged, extra=known)
 
 
 class Expire(WaitedWrite[int]):

@@ -246,7 +246,9 @@ class EndKeyed(Write):
         stats.released += self._charge is None
         if self._late:
             stats.late_captures += 1
-            logger.warning("request %s of a job had ended: delivered, not charged", self._request.hold.hold_id)
+            request_id = self._request.hold.hold_id
+            words = "request %s of a job had ended: delivered, not charged"
+            logger.warning(words, request_id, extra={"request_id": request_id})
 
 
 def met(db: Db, hold: Hold, now_ms: int) -> JobMet:

@@ -98,7 +98,7 @@ class SettleTab(Write):
             stats.late_captures += self._late
             words = "tab %s had ended before request %s was settled: delivered, not charged"
             for hold_id, _ in self._settling[: self._late]:
-                logger.warning(words, self.tab_id, hold_id)
+                logger.warning(words, self.tab_id, hold_id, extra={"request_id": hold_id})
 
     def parts(self) -> "Sequence[SettleTab]":
         if len(self.requests) == 1:

@@ -161,7 +161,8 @@ class TabKeeper:
         """A charge of more than was set aside, or of what has ended: a bug of ours, for which nobody pays."""
         tab.left += max(amount, 0)
         self._stats.broken_writes += 1
-        logger.error("hold %s of tab %s cannot be charged: it had ended, or was too small", hold.hold_id, tab.tab_id)
+        words = "hold %s of tab %s cannot be charged: it had ended, or was too small"
+        logger.error(words, hold.hold_id, tab.tab_id, extra={"request_id": hold.hold_id})
 
     # -- opening
 
