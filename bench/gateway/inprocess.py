@@ -25,10 +25,10 @@ from bench.rig.heads import SDK_HEADERS
 from bench.rig.http import MODEL, Reply, Wire, http_request
 from bench.rig.processes import HOST
 from embedmesh.gateway import build as building
-from embedmesh.gateway.build import Gateway
 from embedmesh.gateway.main import stop
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
+from embedmesh.gateway.parts import Gateway
 from embedmesh.provision.bootstrap import BOOTSTRAP_CREDIT_NANOUSD, bootstrap, open_books
 from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.storage.books.keys import Limits

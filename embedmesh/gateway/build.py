@@ -3,8 +3,7 @@
 import asyncio
 import functools
 import random
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from typing import Any, cast
 
 import msgspec
@@ -59,6 +58,7 @@ from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
 from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.gateway.nodes.traced import TracedOwnLink, TracedServer
+from embedmesh.gateway.parts import Adjustable, BooksThreads, FleetParts, Gateway, JobParts
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -94,64 +94,6 @@ from embedmesh.upstream.server import UpstreamServer
 
 UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
-
-
-@dataclass(frozen=True)
-class FleetParts:
-    """The nodes of a gateway."""
-
-    registry: Registry
-    scheduler: Scheduler
-    clients: NodeClients
-    examiner: Examiner
-    canaries: Canaries
-    connected: ConnectedNodes
-    roster: Roster
-    identity: Identity
-
-
-@dataclass(frozen=True)
-class Adjustable:
-    """What else the settings can change while the gateway runs; see `embedmesh.gateway.reload`."""
-
-    models: Models
-    origins: Origins
-    policy: Policy
-    requests: ReloadRequests
-
-
-@dataclass(frozen=True)
-class BooksThreads:
-    """Threads for the operators' and accounts' queries of the store."""
-
-    operators: BooksThread
-    accounts: BooksThread
-    checks: BooksThread
-
-
-@dataclass(frozen=True)
-class JobParts:
-    """Files, batches, and their APIs."""
-
-    files: FileStore
-    runner: Runner
-    apis: Sequence[Api]
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """All parts of a gateway."""
-
-    store: Store
-    fleet: FleetParts
-    books: BooksThreads
-    world: World
-    app: GatewayApp
-    files: FileStore
-    tracing: Tracing | None
-    runner: Runner
-    adjustable: Adjustable
-    background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
 def build(

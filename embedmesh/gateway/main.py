@@ -11,9 +11,10 @@ from typing import Any
 import uvloop
 
 from embedmesh.fleet.registry import Registry
-from embedmesh.gateway.build import Gateway, build
+from embedmesh.gateway.build import build
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
+from embedmesh.gateway.parts import Gateway
 from embedmesh.gateway.reload import ReadSettings, Reloader
 from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import start_logging, tell

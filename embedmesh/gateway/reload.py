@@ -14,11 +14,13 @@ import msgspec
 from embedmesh.fleet.addresses import Policy
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.gateway.api.reload_api import ModelChanges, Reloaded
-from embedmesh.gateway.build import Gateway, batch_terms, cors_of
+from embedmesh.gateway.build import batch_terms, cors_of
 from embedmesh.gateway.models import Models
 from embedmesh.gateway.network import parsed
+from embedmesh.gateway.parts import Gateway
 from embedmesh.http.connections import Origins
 from embedmesh.http.tls import Certificate
+from embedmesh.logs.setup import set_level
 from embedmesh.provision.bootstrap import key_defaults
 from embedmesh.rules.errors import Failure, SetupError
 from embedmesh.settings import GatewaySettings
@@ -64,6 +66,10 @@ def _batches(gateway: Gateway, new: GatewaySettings) -> Apply:
     return lambda: gateway.runner.use_terms(batch_terms(new))
 
 
+def _log_level(gateway: Gateway, new: GatewaySettings) -> Apply:
+    return lambda: set_level(new.log_level)
+
+
 def _nothing(gateway: Gateway, new: GatewaySettings) -> Apply:
     """What is prepared apart: it is read again even where the setting is the same, or it is kept in the store."""
     return lambda: None
@@ -83,6 +89,7 @@ RELOADED: Mapping[str, Prepare] = {
     "batch_lines_max": _batches,
     "batch_inputs_max": _batches,
     "batch_price_percent": _batches,
+    "log_level": _log_level,
     "key_defaults": _nothing,
     "catalogue": _nothing,
     "tls_cert": _nothing,

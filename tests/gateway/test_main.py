@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import embedmesh
-from embedmesh.gateway.build import Gateway, build
+from embedmesh.gateway.build import build
 from embedmesh.gateway.main import Ending, open_store, run, stop
 from embedmesh.gateway.models import Models
+from embedmesh.gateway.parts import Gateway
 from embedmesh.process import EXIT_OK
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError

@@ -11,9 +11,10 @@ import pytest
 
 from embedmesh.catalogue import Catalogue, parse_catalogue, refuse_new_meanings
 from embedmesh.gateway.api.reload_api import Reloaded, ReloadRequests
-from embedmesh.gateway.build import Gateway, build
+from embedmesh.gateway.build import build
 from embedmesh.gateway.main import Ending, open_store, stop
 from embedmesh.gateway.models import load_models
+from embedmesh.gateway.parts import Gateway
 from embedmesh.gateway.reload import RELOADED, Reloader
 from embedmesh.process import EXIT_OK
 from embedmesh.rules.clock import SystemClock

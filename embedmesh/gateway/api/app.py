@@ -73,8 +73,7 @@ class GatewayApp:
         self._world, self._registry = world, registry
         self._operators = operators or OperatorAccess()
         self._origins = origins = origins or Origins()
-        self._room, self._bodies = Room(in_flight_max, FULL.format(in_flight_max)), bodies
-        room = self._room
+        self._room, self._bodies = room, _ = Room(in_flight_max, FULL.format(in_flight_max)), bodies
         self.metrics = Metrics(lambda: self._readings() | {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = embeddings_api(world, self.metrics, room, bodies, write_s, traced)
