@@ -60,7 +60,7 @@ check: $(VENV)/.dev
 #: strain            five times too much load, 2,000 stalled connections, a million requests
 #: soak, scale       100,000 texts through a node; a store of ten million entries
 #: mutate            change the ledger, holds, keys and limits in small ways; a test notices
-#: conformance, clients, sim   wrong nodes behind gateways; SDKs of other APIs; the scheduler beside routers
+#: conformance, clients, sim   wrong nodes behind gateways; other SDKs; our scheduler beside routers
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
 #: bench-engine, bench-quality, bench-engines   the engine beside its peers; STS-B; Daft and Ray

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
+from embedmesh.credentials import Credentials
 from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import start_logging, tell
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, hangups_held, hear_hangups, keep_memory_off_disk, stop_event
@@ -32,7 +33,7 @@ from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
-from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
+from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, GatewaySettings, NodeSettings, store_dsn
 from embedmesh.signing.certificates import names_of, unverified_context
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once

@@ -26,8 +26,8 @@ from bench.rig import ledger
 from bench.rig.command import bench, check_names, progress, wrong
 from bench.rig.http import Wire, http_request
 from bench.rig.processes import HOST, is_alive, meanwhile
+from embedmesh.credentials import Credentials
 from embedmesh.provision.bootstrap import bootstrap
-from embedmesh.settings import Credentials
 
 ALL = "all at once"
 KINDS = (*ATTACKS, ALL)

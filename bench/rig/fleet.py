@@ -15,9 +15,9 @@ import msgspec
 from bench.rig.command import CannotRun
 from bench.rig.http import AsyncClient
 from bench.rig.processes import EMBEDMESH, HOST, LOG_SHOWN_CHARS, Process, free_port
+from embedmesh.credentials import Credentials
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import NodeFailure
-from embedmesh.settings import Credentials
 
 START_S = 20.0  # one on a quiet machine
 POLL_S = 0.05

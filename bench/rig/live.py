@@ -14,7 +14,8 @@ import msgspec
 from bench.rig.command import CannotRun
 from bench.rig.http import MODEL, REPLY_S, Wire, http_request
 from bench.rig.processes import EMBEDMESH, Process, children_of, clean_environment, rss_mb
-from embedmesh.settings import Credentials, store_path
+from embedmesh.credentials import Credentials
+from embedmesh.settings import store_path
 
 START_S = 60.0  # a warm start takes one; a busy machine and a cold disk some more
 STOP_S = 50.0  # the gateway may drain for 35 s and the node for 10 s; then the supervisor kills them

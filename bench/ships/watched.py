@@ -25,7 +25,7 @@ from bench.rig.postgres import PostgresServer, serving
 from bench.rig.processes import EMBEDMESH, HOST, Process, clean_environment, free_port, kill, meanwhile, wait_for
 from bench.ships.proxies import make_certificate
 from bench.ships.tools import Checklist, run, system_tool
-from embedmesh.settings import Credentials, read_bootstrap
+from embedmesh.credentials import Credentials, read_bootstrap
 from tests.data import CHECKOUT
 
 RULES = CHECKOUT / "deploy" / "prometheus"

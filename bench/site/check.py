@@ -13,7 +13,7 @@ WORDS_MIN = 20  # of a page's own text, which must be in its HTML
 OTHER_SITES = re.compile(  # where readers may be sent, when they click; nothing is fetched from there, by us or by them
     r"https://("
     r"(www\.)?(github\.com|pypi\.org|python\.org|rfc-editor\.org|w3\.org|sqlite\.org|postgresql\.org|prometheus\.io|grafana\.com)"
-    r"|opentelemetry\.io|openid\.net|huggingface\.co|platform\.openai\.com|semver\.org|diataxis\.fr|squidfunk\.github\.io"
+    r"|opentelemetry\.io|openid\.net|filesystem-spec\.readthedocs\.io|huggingface\.co|platform\.openai\.com|semver\.org|diataxis\.fr|squidfunk\.github\.io"
     r")(/.*)?"
 )
 LOADED = {  # tag -> attributes whose addresses browsers fetch by themselves

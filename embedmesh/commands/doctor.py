@@ -16,8 +16,8 @@ from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_ur
 from embedmesh.commands.offline import books_of
 from embedmesh.commands.options import SettingOption, WholeNumber, data_dir_option
 from embedmesh.commands.output import CommandResult, prints_result
+from embedmesh.credentials import Credentials, read_bootstrap
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import Credentials, read_bootstrap
 from embedmesh.storage.books.new_keys import NewKeys
 
 DOCTOR_REPLY_S = 10.0  # an endpoint that is well answers in milliseconds; a cold one within two seconds

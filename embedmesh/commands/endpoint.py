@@ -11,9 +11,9 @@ import msgspec
 
 from embedmesh.client import access
 from embedmesh.client.errors import WrongCall
+from embedmesh.credentials import BOOTSTRAP, read_bootstrap
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import UPSTREAM_TOKEN_CHARS_MAX
-from embedmesh.settings import BOOTSTRAP, read_bootstrap
 
 OPTIONS_OF_SCOPE = {"api": ("--url", "--api-key-file"), "admin": ("--gateway", "--admin-key-file")}
 

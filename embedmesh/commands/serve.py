@@ -11,9 +11,10 @@ import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import config_of, fixed_values, settings_again, settings_options
+from embedmesh.credentials import Credentials
 from embedmesh.logs.setup import tell
 from embedmesh.rules.models import Model
-from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
+from embedmesh.settings import GatewaySettings, NodeSettings
 
 SERVE_HELP = """Run a working endpoint: a gateway and a node on this machine.
 

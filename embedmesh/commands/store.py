@@ -10,9 +10,10 @@ from embedmesh.commands.offline import books_of, named_store, store_of
 from embedmesh.commands.options import data_dir_option
 from embedmesh.commands.output import CommandResult, WrongUsage, prints_result
 from embedmesh.commands.progress import ProgressBar
+from embedmesh.credentials import BOOTSTRAP
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import Failure
-from embedmesh.settings import BOOTSTRAP, secret_path, store_path
+from embedmesh.settings import secret_path, store_path
 from embedmesh.storage.copy import copy as copy_store
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import newest

@@ -90,12 +90,8 @@ class CompactPath:
         access: AccessLog | None = None,
     ) -> None:
         """Without `sealed`, sealed calls are left to the general server; without `begin_traced` nothing is traced."""
-        self.access = access
-        self.app = app
-        self.sealed = sealed
-        self.bodies = bodies
-        self.signed = signed
-        self.begin_traced = begin_traced
+        self.app, self.bodies, self.signed, self.sealed = app, bodies, signed, sealed
+        self.begin_traced, self.access = begin_traced, access
         self._form = (UNSIGNED if signed is None else SIGNED).match
         self._running: dict[CompactExchange, float] = {}  # since when, on the loop's clock; the oldest comes first
         self._watched = False

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from embedmesh.credentials import BOOTSTRAP, Credentials, read_bootstrap
 from embedmesh.files import sync, write_draft
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import InvalidValue, SetupError
 from embedmesh.rules.money import NANOUSD_PER_USD
-from embedmesh.settings import BOOTSTRAP, Credentials, GatewaySettings, read_bootstrap, secret_path, store_path
+from embedmesh.settings import GatewaySettings, secret_path, store_path
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import CALLER_SCOPES, Limits
 from embedmesh.storage.books.new_keys import parse_limits
