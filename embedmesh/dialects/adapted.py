@@ -34,8 +34,8 @@ PATH = re.compile(r" - at `\$\.?(.*)`$")
 FIELD = re.compile(r"field `([^`]*)`")
 SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
 
-Write = Callable[[Any, Matrix, Answer, Mapping[str, str]], Any]
-"""The reply as orjson takes it, arrays included: of the request's form, the vectors (n, width), the answer, headers."""
+Write = Callable[[Any, Matrix, Answer], Any]
+"""The reply as orjson takes it, arrays included: of the request's form, the vectors (n, width), the answer."""
 
 
 class AdaptedCall(Call, frozen=True):
@@ -88,7 +88,7 @@ class Adapted:
         """See Dialect."""
         data, width = finished(call, answer)
         matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
-        told = self.write(call.asked, matrix, answer, headers)  # type: ignore[attr-defined]
+        told = self.write(call.asked, matrix, answer)  # type: ignore[attr-defined]
         headers[TRUNCATED_HEADER] = f"{truncated}"
         return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
 

@@ -3,7 +3,6 @@
 A text that is too long is cut at its end unless `truncate` says otherwise, as Cohere does.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,9 +10,9 @@ import orjson
 from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
+from embedmesh.dialects.openai.render import SAME_ID
 from embedmesh.dialects.quantised import FORMS, PRINTED_BYTES, Kind, Matrix
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.exchange import REQUEST_HEADER
 from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
@@ -99,10 +98,10 @@ def _kinds(asked: CohereEmbed | CohereEmbedV1) -> list[Kind]:
     return asked.embedding_types or ["float"]
 
 
-def _write(asked: CohereEmbed | CohereEmbedV1, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> Any:
+def _write(asked: CohereEmbed | CohereEmbedV1, matrix: Matrix, answer: Answer) -> Any:
     flat = isinstance(asked, CohereEmbedV1) and asked.embedding_types is None
     return {
-        "id": headers.get(REQUEST_HEADER, ""),
+        "id": SAME_ID,
         "embeddings": matrix if flat else {kind: FORMS[kind](matrix) for kind in _kinds(asked)},
         "texts": _texts(asked),
         "meta": {

@@ -1,6 +1,6 @@
 """Google's `:embedContent` and `:batchEmbedContents`; the path names the model. https://ai.google.dev/api/embeddings"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -110,11 +110,11 @@ def _differs(at: int, name: str) -> NoReturn:
     raise InvalidValue(words, param=f"requests.{at}.{name}")
 
 
-def _vector(asked: GoogleEmbed, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> Any:
+def _vector(asked: GoogleEmbed, matrix: Matrix, answer: Answer) -> Any:
     return {"embedding": {"values": matrix[0]}}
 
 
-def _vectors(asked: GoogleEmbeds, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> Any:
+def _vectors(asked: GoogleEmbeds, matrix: Matrix, answer: Answer) -> Any:
     return {"embeddings": [{"values": row} for row in matrix]}
 
 

@@ -3,7 +3,6 @@
 Vectors are of unit length, as Ollama's are, and a text that is too long is cut unless `truncate` is false.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -13,12 +12,10 @@ from msgspec import Meta
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.exchange import PROCESSING_HEADER
 from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
 LATEST = ":latest"  # Ollama's clients may add it to any name
-NS_A_MS = 1_000_000
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -44,7 +41,7 @@ class OllamaEmbeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OllamaVectors(msgspec.Struct, frozen=True):
-    """A vector for each input, in input order. Durations are in nanoseconds."""
+    """A vector for each input, in input order. Durations are not told: 0."""
 
     model: str
     embeddings: list[list[float]]
@@ -83,17 +80,17 @@ def _embeddings(asked: OllamaEmbeddings) -> dict[str, Any]:
     return {"model": plain_name(asked.model), "input": asked.prompt, "truncation": True, "normalize": True}
 
 
-def _vectors(asked: OllamaEmbed, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
+def _vectors(asked: OllamaEmbed, matrix: Matrix, answer: Answer) -> dict[str, Any]:
     return {
         "model": asked.model,
         "embeddings": matrix,
-        "total_duration": int(headers.get(PROCESSING_HEADER, 0)) * NS_A_MS,
+        "total_duration": 0,  # the same request again gets the same bytes
         "load_duration": 0,
         "prompt_eval_count": answer.tokens,
     }
 
 
-def _vector(asked: OllamaEmbeddings, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
+def _vector(asked: OllamaEmbeddings, matrix: Matrix, answer: Answer) -> dict[str, Any]:
     return {"embedding": matrix[0]}
 
 

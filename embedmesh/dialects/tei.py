@@ -3,7 +3,6 @@
 https://huggingface.github.io/text-embeddings-inference/. It names no model: the path may, or there is only one.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -48,7 +47,7 @@ def _ours(asked: TeiEmbed) -> dict[str, Any]:
     }
 
 
-def _write(asked: TeiEmbed, matrix: Matrix, answer: Answer, headers: Mapping[str, str]) -> Any:
+def _write(asked: TeiEmbed, matrix: Matrix, answer: Answer) -> Any:
     return matrix
 
 

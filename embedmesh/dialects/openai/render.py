@@ -9,7 +9,7 @@ import orjson
 
 from embedmesh.dialects.quantised import FORMS, Matrix
 from embedmesh.rules.embeddings import Call
-from embedmesh.rules.exchange import REQUEST_HEADER, Reply
+from embedmesh.rules.exchange import Reply
 from embedmesh.rules.forwarding import Answer
 
 IGNORED_HEADER, TRUNCATED_HEADER = "x-embedmesh-ignored", "x-embedmesh-truncated"
@@ -17,6 +17,8 @@ UNIT_WITHIN = 1e-6  # of a length that is 1 to float32: such a vector stays as i
 DECIMAL_BYTES_MAX, BASE64_BYTES_MAX = 15, 6  # of a component: `-1.1754944e-38,`; four bytes are 5.4 in base64
 COMPONENT_BYTES = 4  # of what they are printed of
 ITEM_BYTES_MAX, FRAME_BYTES_MAX = 64, 512  # `{"object":"embedding","index":2047,"embedding":[]},`; all else
+
+SAME_ID = "embeddings"  # some clients want an id; the same request again gets the same bytes, so it says nothing
 
 ENCODE = msgspec.json.Encoder().encode  # bytes become base64
 
@@ -37,7 +39,7 @@ class _Body(msgspec.Struct, tag_field="object", tag="list"):
     data: list[_Item]
     model: str
     usage: _Usage
-    id: str | None  # Mistral's clients want one; what was free has none
+    id: str = SAME_ID
 
 
 def reply_bytes_max(call: Call, width: int) -> int:
@@ -62,10 +64,7 @@ def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) 
     headers[TRUNCATED_HEADER] = f"{truncated}"
     if call.ignored:
         headers[IGNORED_HEADER] = ",".join(call.ignored)
-    return Reply(
-        headers,
-        ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens), headers.get(REQUEST_HEADER))),
-    )
+    return Reply(headers, ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens))))
 
 
 def finished(call: Call, answer: Answer) -> tuple[bytes, int]:

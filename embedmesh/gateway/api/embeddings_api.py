@@ -104,6 +104,7 @@ class EmbeddingList(msgspec.Struct):
     data: Annotated[list[EmbeddingReply], Meta(min_length=1, max_length=REQUEST_INPUTS_MAX)]
     model: Annotated[str, doc("As the request names it.")]
     usage: EmbeddingUsage
+    id: Annotated[Literal["embeddings"], doc("The same in every reply; some clients want one.")]
 
 
 class EmbeddingsApi(Api):
@@ -255,4 +256,4 @@ def reply_examples() -> dict[str, Any]:
 def _example(embeddings: list[Any]) -> dict[str, Any]:
     data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(embeddings)]
     usage = {"prompt_tokens": 9, "total_tokens": 9}
-    return {"object": "list", "data": data, "model": EXAMPLE_MODEL, "usage": usage}
+    return {"object": "list", "data": data, "model": EXAMPLE_MODEL, "usage": usage, "id": "embeddings"}
