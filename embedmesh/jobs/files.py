@@ -32,6 +32,10 @@ FILES_SWEEP_EVERY_S = 60.0
 STRAYS_EVERY_S = 3_600.0  # contents without a row are rare: a process died between two steps
 READ_AT_ONCE_BYTES = 1024 * 1024  # by ourselves: object storage takes as long for a quarter of it
 CLOSE_S = 5.0  # for object storage, once the gateway ends: an upload that is aborted leaves nothing
+OTHER_STORES = (
+    "%s has files of other stores, so nothing that this store does not know is deleted there. Give each store a place "
+    "of its own, or, where no other store keeps files there any more, delete what is under stores/: %s"
+)
 
 T = TypeVar("T")
 
@@ -57,6 +61,7 @@ class FileStore:
         clock: Clock,
         bounds: FileBounds | None = None,
     ) -> None:
+        self.place = place
         self.rows = rows
         self._batches = batches
         self._clock = clock
@@ -211,8 +216,12 @@ class FileStore:
             swept += 1
         swept += await self._batches.forget()
         if self._clock.monotonic() - self._strays_s >= STRAYS_EVERY_S:
+            others = await self.in_thread(self.folder.other_stores)
             self._strays_s = self._clock.monotonic()
-            swept += await self._sweep_strays()
+            if others:
+                log.error(OTHER_STORES, self.place, ", ".join(others[:5]))
+            else:
+                swept += await self._sweep_strays()
         return swept
 
     async def watch(self) -> None:
