@@ -147,6 +147,7 @@ def build(
         operators=operators_access,
         access=access_log(settings.access_log, writer, origins.of),
     )
+    jobs.runner.counts.on_bug = app.metrics.internal_errors.inc
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [jobs.runner.run(), jobs.files.watch(), *issuer]
     background += [prober.run() for prober in probers]

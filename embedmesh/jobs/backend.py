@@ -51,6 +51,12 @@ class FileBackend(Protocol):
     def mark(self) -> None:
         """Leave the mark of the store, `store_key`."""
 
+    def check(self) -> None:
+        """Whether it can be used now; raises StorageFull where not."""
+
+    def total_bytes(self) -> int:
+        """How many bytes files could take in all; 0 where there is no room for any, however empty it is."""
+
     def free_bytes(self) -> int:
         """How many bytes files may take yet."""
 

@@ -97,6 +97,13 @@ class Disk:
             self.make_parent(self._mark)
             self._mark.touch(0o600)
 
+    check = mark  # it can be written to
+
+    def total_bytes(self) -> int:
+        with told_as_full():
+            disk = os.statvfs(self._folder)
+            return max(0, disk.f_blocks * disk.f_frsize - self._free_min)
+
     def free_bytes(self) -> int:
         with told_as_full():
             disk = os.statvfs(self._folder)

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +71,8 @@ class FileStore:
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
         )
         self.sending: Counter[str] = Counter()  # by account: bytes of files that are being uploaded here
-        self.free_bytes: int | None = None  # what files may take yet, at the last look
+        self.free_bytes: int | None = None  # what files may take yet, at the last look; None: there is no such bound
+        self.unavailable = False  # the place, at the last look
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     def bound(self, of_account: int) -> None:
@@ -82,7 +82,6 @@ class FileStore:
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
         await self.in_thread(self.folder.backend.make)
-        await self._look()
 
     def end_soon(self) -> None:
         """The gateway ends: what waits for object storage gives up in CLOSE_S."""
@@ -227,19 +226,27 @@ class FileStore:
     async def watch(self) -> None:
         """Sweep now and then, for ever; cancel it."""
         while True:
+            await self.look()
             try:
                 await self.sweep()
             except (StoreUnavailable, StorageFull):
                 log.info("files cannot be swept now: they wait")
             await asyncio.sleep(FILES_SWEEP_EVERY_S)
-            await self._look()
+
+    async def look(self) -> None:
+        """How the place is, for /metrics."""
+        try:
+            self.free_bytes = await self.in_thread(self._free_bytes)
+            self.unavailable = False
+        except StorageFull:
+            self.unavailable = True
 
     # -- within
 
-    async def _look(self) -> None:
-        with suppress(StorageFull):
-            free = await self.in_thread(self.folder.backend.free_bytes)
-            self.free_bytes = free if free < FREE_BYTES else None
+    def _free_bytes(self) -> int | None:
+        backend = self.folder.backend
+        backend.check()
+        return backend.free_bytes() if 0 < backend.total_bytes() < FREE_BYTES else None
 
     async def drop(self, file_id: str) -> None:
         """Delete the contents of a file without a row; if that fails, they are swept later."""

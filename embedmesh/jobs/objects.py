@@ -163,6 +163,8 @@ class ObjectStorage:
     def free_bytes(self) -> int:
         return FREE_BYTES
 
+    total_bytes = free_bytes
+
     def begin(self, key: str) -> ObjectDraft:
         return ObjectDraft(self, key)
 
@@ -172,6 +174,13 @@ class ObjectStorage:
     def mark(self) -> None:
         self._pipe(self._mark, b"1")
         self._marked = True
+
+    def check(self) -> None:
+        if self._marked:
+            with suppress(FileNotFoundError):  # somebody has deleted it
+                self._cat(self._mark, 0, 1)
+                return
+        self.mark()
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object. Raises StorageFull."""

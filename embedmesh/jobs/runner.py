@@ -138,6 +138,7 @@ class Runner:
         except LeaseLost:
             log.info("batch %s is another gateway's now", batch.batch_id)
         except Exception as error:  # noqa: BLE001 - a bug of ours: the lease runs out, and it is tried again
+            self.counts.on_bug()
             log.error("batch %s: internal error: %s", batch.batch_id, where(error))
         finally:
             del self._news[batch.batch_id]

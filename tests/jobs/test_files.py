@@ -194,6 +194,19 @@ async def test_an_account_fills_a_share_of_the_disk_only(files: FileStore) -> No
     assert await files.bytes_allowed("a", 123) == 123
 
 
+async def test_a_disk_that_can_never_hold_files_shows_no_room_that_could_be_too_little(files: FileStore) -> None:
+    """A gateway of the chart without a claim has a few MiB: that is no alert."""
+    await files.look()
+    assert (files.free_bytes or 0) > 0 and not files.unavailable
+    small = FileStore(
+        Path(files.place), files.rows, files._batches, SECRET, files._clock, FileBounds(disk_free_min=2**60)
+    )
+    await small.open()
+    await small.look()
+    assert small.free_bytes is None and not small.unavailable
+    await small.close()
+
+
 async def test_what_an_account_may_send_follows_from_its_money(files: FileStore, store: Store, shop: Shop) -> None:
     """One without money may try; what was spent lately counts, and the output of paid work does not."""
     price = 20_000_000  # $0.02 a million tokens

@@ -266,6 +266,18 @@ async def test_storage_that_answers_nothing_holds_nobody(files: FileStore, monke
 
 
 @only_memory
+async def test_storage_that_is_away_is_seen_without_any_request(files: FileStore) -> None:
+    def refuse(operation: str) -> None:
+        raise OSError
+
+    for away in (False, True, False):
+        with faults(refuse if away else lambda operation: None):
+            await files.look()
+        assert files.unavailable is away
+    assert files.free_bytes is None
+
+
+@only_memory
 async def test_a_gateway_that_ends_does_not_wait_for_storage(files: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits gives up, and so does what waits for a thread."""
     monkeypatch.setattr("embedmesh.jobs.files.CLOSE_S", 0.1)
