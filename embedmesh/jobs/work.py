@@ -46,12 +46,12 @@ T = TypeVar("T")
 class BatchCounts:
     """What the batches of one gateway came to since its start, by the names of its metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_bug: Callable[[], object]) -> None:
+        self.on_bug = on_bug  # called for each bug of ours that a batch meets
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._lines: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
         self._nanousd: Counter[tuple[str, ...]] = Counter()
-        self.on_bug: Callable[[], object] = lambda: None  # called for each bug of ours that a batch meets
 
     def ended(self, state: BatchState) -> None:
         """A batch is over."""
