@@ -85,9 +85,7 @@ class FileFolder:
         """`place` is a folder, or the address of object storage. `free_min` bytes of a disk stay free."""
         self._store_id = hmac.digest(key_secret, STORE_INFO, "sha256")[:8].hex()
         self.backend: FileBackend = (
-            ObjectStorage(place, self._store_id)
-            if isinstance(place, str)
-            else Disk(place, self._store_id, free_min)
+            ObjectStorage(place, self._store_id) if isinstance(place, str) else Disk(place, self._store_id, free_min)
         )
         self._key_secret = key_secret
         self.threads = ThreadPoolExecutor(self.backend.threads_max, thread_name_prefix="files")
