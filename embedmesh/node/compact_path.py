@@ -175,13 +175,12 @@ class CompactExchange:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._drop: Callable[[], object] | None = None  # while it is embedded
-        self._replied = False
+        self._replied = self._noted = False  # `noted` in the access log
         self._last = False  # on this connection
         self.over = False
         self._ended: asyncio.Future[None] | None = None  # `stopped` waits for it
         self.answered_at: float | None = None  # never idle before its end
         self.traceparent: str | None = None
-        self._noted = False  # in the access log
 
     def check_head(self, headers: list[bytes]) -> None:
         """Check who sends this, before a byte of the body is kept: strangers take no memory."""
@@ -280,7 +279,6 @@ class CompactExchange:
             self._path.watch(self, self._loop)
         except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
             self._refuse(error)
-            return
 
     def _embedded(self, reply: bytes | Exception, tokens: int) -> None:
         self._drop = None
