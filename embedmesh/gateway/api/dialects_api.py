@@ -195,7 +195,7 @@ class DialectsApi(Api):
 
     async def ollama_show(self, call: ApiCall[OllamaShown, None]) -> OllamaShowReply:
         """Show a model as Ollama does. Its width and its longest input are among `model_info`."""
-        model = self._model(ollama.plain_name(call.body.model or call.body.name or ""))
+        model = self._model(ollama.name_of(call.body.model or call.body.name or "", self._world.catalogue))
         info = {
             "general.architecture": "embedmesh",
             "embedmesh.embedding_length": model.width,
@@ -209,7 +209,7 @@ class DialectsApi(Api):
 
     async def tei_info(self, call: ApiCall[None, None]) -> TeiInfoReply:
         """Tell about the model as Text Embeddings Inference does. The only one here that embeds."""
-        name = sole(self._world.catalogue, self._world.terms)
+        name = sole(self._world.catalogue)
         if name is None:
             raise no_such_model("", self._world.catalogue, self._world.terms.serves)
         model = self._model(name)
