@@ -3,11 +3,13 @@
 `make ships` builds, renders and starts it all; here files are read.
 """
 
+import ast
 import json
 import re
 import runpy
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def test_the_image_has_every_program_that_is_called_in_it() -> None:
     """It has no more of a system than deploy/closure.py names: what a chart or a compose file calls has to be there."""
     programs = set(runpy.run_path(str(DEPLOY / "closure.py"), run_name="closure")["PROGRAMS"])
     called = {"python3", "embedmesh"}
-    for container in (each for pod in pods().values() for each in pod["containers"]):
+    for container in (each for pod in pods().values() for each in [*pod["containers"], *pod.get("initContainers", [])]):
         stop = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sh"])
         called |= {stop[0], container.get("command", ["sh"])[0].rpartition("/")[2]}
     text = "".join(file.read_text() for file in DEPLOY.glob("compose*.yaml"))
@@ -105,6 +107,26 @@ def test_the_image_has_every_program_that_is_called_in_it() -> None:
     called |= set(re.findall(r"\$\$\((\w+)", text))
     assert {"sh", "cat", "sleep"} <= called
     assert called - {"python3", "embedmesh"} <= programs
+
+
+def test_the_image_builds_without_extras() -> None:
+    """deploy/prune.sh imports every module: of what the image lacks it must know that it is an extra."""
+    lock = (CHECKOUT / "requirements" / "install.lock").read_text()
+    has = {"embedmesh", *re.findall(r"^([\w.-]+)==", lock, re.M)}
+    lacks = {
+        name
+        for name, packages in packages_distributions().items()
+        if not has & {re.sub(r"[-_.]+", "-", each).lower() for each in packages}
+    }
+    script = (DEPLOY / "prune.sh").read_text()
+    skipped, extras = (ast.literal_eval(each) for each in re.findall(r"^(?:SKIPPED|EXTRAS) = (.*)$", script, re.M))
+    for module in (CHECKOUT / "embedmesh").rglob("*.py"):
+        name = ".".join(module.relative_to(CHECKOUT).with_suffix("").parts)
+        if name not in skipped:
+            nodes = ast.parse(module.read_text()).body
+            wanted = {each.module or "" for each in nodes if isinstance(each, ast.ImportFrom) and not each.level}
+            wanted |= {alias.name for each in nodes if isinstance(each, ast.Import) for alias in each.names}
+            assert {each.partition(".")[0] for each in wanted} & lacks <= extras, name
 
 
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
