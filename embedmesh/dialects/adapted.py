@@ -129,7 +129,7 @@ def sole(catalogue: Catalogue) -> str | None:
     found = [model for model in catalogue.models if model.embeds]
     if len(found) > 1:
         raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
-    return f"{found[0].id}:{found[0].tier}" if found else None
+    return found[0].id if found else None
 
 
 def _foreign(name: str | None, catalogue: Catalogue) -> bool:

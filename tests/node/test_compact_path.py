@@ -98,7 +98,9 @@ class NodeServer:
         general = NodeApp([], CATALOGUE, None, self.bodies)  # type: ignore[arg-type]
         general.embed_compact, general.list_bytes = app.embed_compact, app.list_bytes  # type: ignore[method-assign]
         self.told: list[str] = []  # of traces
-        path = CompactPath(app, self.bodies, self.door if signed else None, begin_traced=self._begin_traced, access=self)
+        path = CompactPath(
+            app, self.bodies, self.door if signed else None, begin_traced=self._begin_traced, access=self
+        )
         begin = path.begin
 
         def noting(*args: object) -> CompactExchange | None:

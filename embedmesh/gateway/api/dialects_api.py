@@ -12,7 +12,7 @@ from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, IDEMPOTENCY_KEY, JOB, EmbeddingsApi
 from embedmesh.gateway.api.replies import Count, doc
-from embedmesh.gateway.api.routes import ANY_KEY, NO_KEY, Api, ApiCall, ApiReply, RawHandler, Route
+from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, status_and_type
 from embedmesh.rules.errors import InvalidValue, MethodNotAllowed, MissingParameter, ModelNotFound
 from embedmesh.rules.limits import CONNECTIONS_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
@@ -273,7 +273,7 @@ DialectsApi.ROUTES = (
     _row(OLLAMA_EMBEDDINGS, DialectsApi.ollama_embeddings, ollama.OllamaVector, OllamaError),
     Route("GET", "/api/tags", ANY_KEY, DialectsApi.ollama_tags),
     Route("POST", "/api/show", ANY_KEY, DialectsApi.ollama_show, failures=(ModelNotFound,)),
-    Route("GET", "/api/version", NO_KEY, DialectsApi.ollama_version),
+    Route("GET", "/api/version", ANY_KEY, DialectsApi.ollama_version),
     _row(COHERE_EMBED, DialectsApi.cohere_embed, cohere.CohereVectors, CohereError),
     _row(COHERE_EMBED_V1, DialectsApi.cohere_embed_v1, cohere.CohereVectors, CohereError),
     _row(TEI_EMBED, DialectsApi.tei_embed, list[list[float]], TeiError),
