@@ -126,10 +126,10 @@ def sole(catalogue: Catalogue) -> str | None:
 
     Nodes come and go; so it is not the only one that has a node now.
     """
-    found = [model for model in catalogue.models if model.embeds]
+    found = list(dict.fromkeys(model.id for model in catalogue.models if model.embeds))  # its tiers are one name
     if len(found) > 1:
         raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
-    return found[0].id if found else None
+    return found[0] if found else None
 
 
 def _foreign(name: str | None, catalogue: Catalogue) -> bool:
