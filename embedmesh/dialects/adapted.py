@@ -126,7 +126,8 @@ def sole(catalogue: Catalogue) -> str | None:
 
     Nodes come and go; so it is not the only one that has a node now.
     """
-    found = list(dict.fromkeys(model.id for model in catalogue.models if model.embeds))  # its tiers are one name
+    names = (model.id.removesuffix(f":{model.tier}") for model in catalogue.models if model.embeds)
+    found = list(dict.fromkeys(names))  # its tiers have one
     if len(found) > 1:
         raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
     return found[0] if found else None

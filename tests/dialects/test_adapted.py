@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -88,6 +89,8 @@ def test_cohere_takes_inputs_for_texts_and_bounds_tokens() -> None:
 
 
 def test_tei_has_the_model_of_its_path_or_the_only_one() -> None:
+    faster = msgspec.structs.replace(TINY, id="tiny:fast", tier="fast")
+    assert parsed(tei.EMBED, Catalogue((TINY, faster)), inputs="a").model == "tiny"
     call = parsed(tei.EMBED, inputs="a")
     assert (call.model, call.truncate, call.normalize) == ("tiny", "none", True)
     assert parsed(tei.EMBED, TWO, "other", inputs="a", truncate=True, truncation_direction="Left").truncate == "start"
