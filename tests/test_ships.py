@@ -18,11 +18,13 @@ import pytest
 import yaml
 
 from embedmesh.commands.group import COMMANDS
+from embedmesh.gateway.api.table import APIS
 from embedmesh.gateway.main import GATEWAY_DRAIN_S
 from embedmesh.node.joining import FAREWELL_S
 from embedmesh.node.main import NODE_DRAIN_S
 from embedmesh.process import EXIT_SETUP
 from embedmesh.rules.limits import KEEP_ALIVE_S, REQUEST_MAX_S, WRITE_REPLY_S
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.settings import ENV_PREFIX, GatewaySettings, NodeSettings
 from embedmesh.supervisor import STOP_GATEWAY_S, STOP_NODE_S
 from tests.data import CHECKOUT
@@ -228,6 +230,21 @@ def test_what_is_asked_of_prometheus_is_shown_by_somebody(where: str) -> None:
         row = rows.get(name) or rows[re.sub(r"_(bucket|sum|count)\Z", "", name)]
         assert row.name == name or row.kind == "histogram"
         assert set(re.findall(r'(\w+)(?:=~|!=|=)"', matchers)) <= {*row.labels, *OF_PROMETHEUS}, name
+
+
+def test_rules_and_dashboard_count_what_callers_ask_models_for_in_whatever_words() -> None:
+    rows = [row for api in APIS for row in api.ROUTES]
+    paid = {row.path for row in rows if row.raw is not None and row.raw.key_checked_by_flow}
+    embeds = {row.path for row in rows if row.path in paid and row.scope == (EMBED_SCOPE,)}
+    plain = {path for path in embeds if not path.startswith("/v1/confidential/")}
+    found = [
+        (where, {row.path for row in rows if re.fullmatch(pattern, row.path)})
+        for where, query in queries().items()
+        for pattern in re.findall(r'route=~"(/[^"]*)"', query)
+    ]
+    assert len(found) == 14
+    for where, paths in found:
+        assert paths == (paid if where.startswith("embedmesh:requests_failed:") else plain), where
 
 
 def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:

@@ -15,7 +15,7 @@ from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import json_head, own_request_id
-from embedmesh.http.request_notes import note_end
+from embedmesh.http.request_notes import NOBODY_LEFT, note_end
 from embedmesh.node.app import LATE, QUEUE_FULL_STATUS, CompactDone
 from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, SEALED_HEAD, VECTORS_HEAD
 from embedmesh.rules.errors import DeadlineExceeded, Failure, Overloaded, RequestTimeout
@@ -181,6 +181,7 @@ class CompactExchange:
         self._ended: asyncio.Future[None] | None = None  # `stopped` waits for it
         self.answered_at: float | None = None  # never idle before its end
         self.traceparent: str | None = None
+        self._noted = False  # in the access log
 
     def check_head(self, headers: list[bytes]) -> None:
         """Check who sends this, before a byte of the body is kept: strangers take no memory."""
@@ -216,7 +217,7 @@ class CompactExchange:
     def lost(self) -> None:
         """The connection is gone: what waits for it is never computed."""
         if not self.over and not self._replied:
-            self._note("dropped", 0, 0, 0)
+            self._note(NOBODY_LEFT, 0, 0, 0)
         if self._drop is not None:
             self._drop()
         self._end()
@@ -311,13 +312,14 @@ class CompactExchange:
         self._write(json_head(status, request_id, more, len(body)) + body)
 
     def _note(self, outcome: str, status: int, size: int, tokens: int) -> None:
-        if (access := self._path.access) is not None:
+        if (access := self._path.access) is not None and not self._noted:
+            self._noted = True
             record = RequestRecord(
                 self._checked.request_id if self._checked is not None else "",
                 method=self._asked.method,
                 route=self._asked.path,
                 status=status,
-                outcome=outcome,
+                outcome=NOBODY_LEFT if self._transport.is_closing() else outcome,
                 bytes_in=self._bytes_in,
                 bytes_out=size,
                 tokens=tokens,

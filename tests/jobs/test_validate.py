@@ -1,7 +1,7 @@
 """The validation of a batch: what its lines cost together, how they are cut, and what fails the whole file."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -37,13 +37,15 @@ async def pieces_of(data: bytes, size: int = 100) -> AsyncIterator[bytes]:
         yield data[at : at + size]
 
 
-async def plan_of(data: bytes, caller: Caller = CALLER, **terms: int) -> tuple[BatchPlan, list[BatchUnit]]:
+async def plan_of(
+    data: bytes, caller: Caller = CALLER, on_bug: Callable[[], object] = lambda: None, **terms: int
+) -> tuple[BatchPlan, list[BatchUnit]]:
     units: list[BatchUnit] = []
 
     async def add(more: Sequence[BatchUnit]) -> None:
         units.extend(more)
 
-    validation = Validation(line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add)
+    validation = Validation(line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add, on_bug)
     return await validation.plan(pieces_of(data)), units
 
 
@@ -179,7 +181,9 @@ async def test_a_bug_that_a_line_meets_stops_no_batch(
         return await counted(world, operation, caller, body)
 
     monkeypatch.setattr(validate, "counted_line", broken)
-    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3))
+    bugs: list[bool] = []
+    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3), on_bug=lambda: bugs.append(True))
+    assert len(bugs) == 1, "/metrics counts it"
     assert (plan.lines, plan.amount_nanousd) == (3, 2 * cost_nanousd(5, PRICE))
     assert "ZeroDivisionError" in caplog.text and "secret" not in caplog.text
 
