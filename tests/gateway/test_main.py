@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,7 +138,7 @@ async def test_files_give_up_while_a_drain_is_late(tmp_path: Path, monkeypatch: 
     store = await open_store(settings, SystemClock(), Ending(settings))
     assert store is not None
     gateway = build(settings, MODELS, store, SystemClock())
-    tasks = [asyncio.ensure_future(each) for each in gateway.background]
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in gateway.background]
     cut = asyncio.Event()
 
     async def drain(timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """The validation of a batch: what its lines cost together, how they are cut, and what fails the whole file."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from tests.flow.world import EMBEDDINGS, MODEL, call_later, make_world
 ENDPOINT = "/v1/embeddings"
 CALLER = Caller("acct", "key_1", frozenset({"embeddings"}))
 PRICE = MODEL.price // 2
+UNHEARD: list[bool] = []
 
 
 def line(number: int, text: Any = "abc", **more: Any) -> bytes:
@@ -38,18 +39,20 @@ async def pieces_of(data: bytes, size: int = 100) -> AsyncIterator[bytes]:
 
 
 async def plan_of(
-    data: bytes, caller: Caller = CALLER, on_bug: Callable[[], object] = lambda: None, **terms: int
+    data: bytes, caller: Caller = CALLER, bugs: list[bool] = UNHEARD, **terms: Any
 ) -> tuple[BatchPlan, list[BatchUnit]]:
     units: list[BatchUnit] = []
 
     async def add(more: Sequence[BatchUnit]) -> None:
         units.extend(more)
 
-    validation = Validation(line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add, on_bug)
+    validation = Validation(
+        line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add, lambda: bugs.append(True)
+    )
     return await validation.plan(pieces_of(data)), units
 
 
-async def errors_of(data: bytes, caller: Caller = CALLER, **terms: int) -> list[tuple[str, int | None, str | None]]:
+async def errors_of(data: bytes, caller: Caller = CALLER, **terms: Any) -> list[tuple[str, int | None, str | None]]:
     with pytest.raises(BadFile) as bad:
         await plan_of(data, caller, **terms)
     assert all(len(error.message) > 10 for error in bad.value.errors)
@@ -182,7 +185,7 @@ async def test_a_bug_that_a_line_meets_stops_no_batch(
 
     monkeypatch.setattr(validate, "counted_line", broken)
     bugs: list[bool] = []
-    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3), on_bug=lambda: bugs.append(True))
+    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3), bugs=bugs)
     assert len(bugs) == 1, "/metrics counts it"
     assert (plan.lines, plan.amount_nanousd) == (3, 2 * cost_nanousd(5, PRICE))
     assert "ZeroDivisionError" in caplog.text and "secret" not in caplog.text
