@@ -11,6 +11,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import format_usd, parse_usd
 from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, IN_USD, default_data_dir, meta_of
 from embedmesh.settings_file import CONFIG_NAME, ROLES, Role, SettingsFile, find_config, read_config
@@ -94,6 +95,10 @@ class ConfigOfCommand:
     def read(self) -> None:
         """Read it, or read it again. Raises SetupError; then the values stay as they were."""
         path = self.path
+        was = None if self._file is None else self._file.path
+        if was is not None and not os.path.isfile(was):  # noqa: PTH113 - False in a folder that is closed to us, too
+            # To read what is there instead would reset everything; a pipe is read once.
+            raise SetupError(f"The settings {was} are no file any more. Put them back, or restart.")
         self._file = None if path is None else read_config(path, data_dir=None if self._given else self._data_dir)
 
     @property
@@ -147,13 +152,17 @@ def fixed_values(ctx: click.Context) -> dict[str, Any]:
     return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in FIXED}
 
 
-def settings_again(ctx: click.Context, role: Role) -> Callable[[], Any]:
-    """What makes a program's settings anew, with its file as it is then. That raises SetupError."""
+def settings_again(ctx: click.Context, role: Role) -> Callable[..., Any]:
+    """What makes a program's settings anew, with its file as it is then; `read=False`: as it was read last.
+
+    That raises SetupError.
+    """
     kind, config = ROLES[role], config_of(ctx)
     fixed = {name: value for name, value in fixed_values(ctx).items() if name in kind.__struct_fields__}
 
-    def settings() -> Any:
-        config.read()
+    def settings(*, read: bool = True) -> Any:
+        if read:
+            config.read()
         return kind(**({"data_dir": default_data_dir()} | dict(config.values(role)) | fixed))
 
     return settings
