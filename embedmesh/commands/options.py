@@ -1,6 +1,7 @@
 """Command-line options made from the settings, options that several commands have, and the kinds of their values."""
 
 import os
+import stat
 import types
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -95,10 +96,8 @@ class ConfigOfCommand:
     def read(self) -> None:
         """Read it, or read it again. Raises SetupError; then the values stay as they were."""
         path = self.path
-        was = None if self._file is None else self._file.path
-        if was is not None and not os.path.isfile(was):  # noqa: PTH113 - False in a folder that is closed to us, too
-            # To read what is there instead would reset everything; a pipe is read once.
-            raise SetupError(f"The settings {was} are no file any more. Put them back, or restart.")
+        if self._file is not None and not _can_be_read_again(self._file.path):  # it would reset everything
+            raise SetupError(f"The settings {self._file.path} are no file any more. Put them back, or restart.")
         self._file = None if path is None else read_config(path, data_dir=None if self._given else self._data_dir)
 
     @property
@@ -109,6 +108,14 @@ class ConfigOfCommand:
     def values(self, role: Role) -> Mapping[str, Any]:
         """What was read for the settings of a gateway, or of a node."""
         return {} if self._file is None else self._file.values[role]
+
+
+def _can_be_read_again(path: Path) -> bool:
+    """Whether it is there, and no pipe, which is read once."""
+    try:
+        return not stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 class SettingOption(click.Option):

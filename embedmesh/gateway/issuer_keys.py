@@ -131,7 +131,7 @@ def importable(keys: list[dict[str, Any]]) -> dict[str, Any]:
             key = JWKRegistry.import_key(said)
             if said["kty"] == "RSA" and key.raw_value.key_size > RSA_BITS_MAX:
                 continue
-        except Exception:  # noqa: BLE001 - what one key may hold keeps no other out
+        except Exception:  # noqa: BLE001, S112 - what one key may hold keeps no other out
             continue
         found[str(said.get("kid", ""))] = key
     return found

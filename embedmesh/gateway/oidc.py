@@ -34,14 +34,9 @@ SIGNED_IN = "oidc:operators"  # stands in for an account: no account can have th
 TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
 
 
-class TokenRegistry(jws.JWSRegistry):
-    """How long parts of a token may be: as long as a token. By default a header with `x5c` would be too long."""
-
-    max_header_length = max_signature_length = SIGN_IN_CHARS_MAX
-
-
-# What an issuer writes into a header besides is its own affair; we look at TokenHeader.
-REGISTRY = TokenRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+# What an issuer writes into a header besides is its own affair: a chain of certificates, names that are not registered.
+REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+REGISTRY.max_header_length = REGISTRY.max_signature_length = SIGN_IN_CHARS_MAX
 
 
 class SignInTerms(msgspec.Struct, frozen=True):

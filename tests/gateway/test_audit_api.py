@@ -169,7 +169,8 @@ async def reload(of: Example) -> Made:
     """Answered as by embedmesh.gateway.reload, which tests/story/test_reload.py runs."""
 
     async def answer() -> None:
-        (await of.gw.reloads.next())(Reloaded(["in_flight_max"], []))
+        models = ModelChanges(added=["one", "two"])
+        (await of.gw.reloads.next())(Reloaded(["hedge", "policy"], ["port", "host"], models))
 
     of.reload = asyncio.ensure_future(answer())
     return "/v1/admin/reload", None, "", [("settings.reload", "settings")]
@@ -304,14 +305,8 @@ async def test_viewers_do_not_shut_the_operator_out(gw: Gateway) -> None:
 
 async def test_the_row_of_a_reload_has_names_as_texts(gw: Gateway) -> None:
     """A list of two is [old, new]."""
-
-    async def answer() -> None:
-        models = ModelChanges(added=["one", "two"])
-        (await gw.reloads.next())(Reloaded(["hedge", "policy"], ["port", "host"], models))
-
-    answering = asyncio.create_task(answer())
-    assert (await gw.admin("POST", "/reload")).status == 200
-    await answering
+    path, *_ = await reload(Example(gw))
+    assert (await gw.ask("POST", path, key=gw.key("admin"))).status == 200
     said = {"changed": "hedge, policy", "needs_restart": "port, host", "models_added": "one, two"}
     assert latest(gw)[0].changes == said
 

@@ -61,9 +61,7 @@ class BooksThread:
         # A daemon, unlike an executor's thread: a call that hangs in the store must not keep the process from ending.
         threading.Thread(target=self._work_on, name="books", daemon=True).start()
 
-    async def ask(
-        self, do: Callable[[Books], T], account_id: str = "", by: Actor | None = None, viewer: str = ""
-    ) -> T:
+    async def ask(self, do: Callable[[Books], T], account_id: str = "", by: Actor | None = None, viewer: str = "") -> T:
         """The result of `do`, in the account's turn; operators have no account. Without `by`, `do` can change nothing.
 
         `viewer` is the key of somebody who may see what operators see, and no more: it has turns as an account has.
