@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from embedmesh.files import path_in
 from embedmesh.rules.embeddings import Role
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import (
@@ -136,12 +137,12 @@ def parse_catalogue(text: str, *, name: str, base: Path) -> Catalogue:
     """The catalogue in `text` (TOML). `name` is for the one line of a SetupError."""
     try:
         written = msgspec.convert(tomllib.loads(text), CatalogueFile)
-    except tomllib.TOMLDecodeError as error:
-        raise SetupError(f"{name} is not TOML: {error}.") from None
     except RecursionError:
         raise SetupError(f"{name} is not TOML: it is nested too deep.") from None
     except msgspec.ValidationError as error:
         raise SetupError(f"{name}: {_position_first(str(error))}.") from None
+    except ValueError as error:  # also of a number with thousands of digits
+        raise SetupError(f"{name} is not TOML: {error}.") from None
     models = [_model(entry, number, written.defaults, name, base) for number, entry in enumerate(written.models)]
     _refuse_shared_names(models, name)
     named = _with_tiers(models)
@@ -159,6 +160,8 @@ def _read(file: Path) -> str:
         raise SetupError(f"The catalogue {file} cannot be read ({error.strerror}). Correct --catalogue.") from None
     except UnicodeDecodeError:
         raise SetupError(f"{file} is not UTF-8 text. Save it as UTF-8.") from None
+    except ValueError:
+        raise SetupError(f"The catalogue {str(file)!r} cannot be read: its name has a NUL. Correct it.") from None
 
 
 def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name: str, base: Path) -> Model:
@@ -180,7 +183,10 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
         raise SetupError(
             f"{name}: {position} has only one of folder and digest: write both, or none for a foreign model."
         )
-    folder = str(base / Path(entry.folder).expanduser()) if entry.folder is not None else ""
+    try:
+        folder = str(path_in(base, entry.folder)) if entry.folder is not None else ""
+    except ValueError as error:
+        raise SetupError(f"{name}: {position}.folder {error}.") from None
     changed = {"folder": folder, "price": price, "digest": entry.digest or ""}
     changed |= _generation(entry, price, f"{name}: {position}")
     return Model(**msgspec.structs.asdict(entry) | changed)

@@ -7,6 +7,19 @@ from pathlib import Path
 DRAFT_SUFFIX = ".part"
 
 
+def path_in(folder: Path, text: str) -> Path:
+    """The path that somebody has written, relative to `folder`; `~` is a home.
+
+    Raises ValueError, in words that follow its name, where it can be none.
+    """
+    if "\0" in text:
+        raise ValueError("has a NUL character")
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with the home of nobody on this machine") from None
+
+
 def make_draft(path: Path) -> tuple[Path, int]:
     """A new file (mode 0600) beside `path`, and its descriptor: write it, sync it, then rename it to `path`.
 

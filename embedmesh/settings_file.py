@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
+from embedmesh.files import path_in
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import format_usd, parse_usd
 from embedmesh.settings import IN_USD, SECRET, SECRET_DSN, GatewaySettings, NodeSettings, meta_of
@@ -25,6 +26,7 @@ from embedmesh.settings import IN_USD, SECRET, SECRET_DSN, GatewaySettings, Node
 CONFIG_NAME = "embedmesh.toml"
 CONFIG_BYTES_MAX = 256 * 1024  # all settings with long lists have a tenth of that
 MASK = "****"
+USD_EXPONENT_MAX = 30  # of an amount as a number: 1e999999999 would be written with a gigabyte of digits
 Role = Literal["gateway", "node"]
 ROLES: Mapping[Role, type[msgspec.Struct]] = {"gateway": GatewaySettings, "node": NodeSettings}
 
@@ -66,8 +68,9 @@ def read_config(path: Path, *, data_dir: Path | None = None) -> SettingsFile:
     text, mode = _read(path)
     try:
         written = tomllib.loads(text, parse_float=Decimal)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadSettings([f"{path} is not TOML: {str(error) or 'it is nested too deep'}."]) from None
+    except (ValueError, ArithmeticError, RecursionError) as error:  # also of a number with thousands of digits
+        reason = "a number is too large" if isinstance(error, ArithmeticError) else str(error)
+        raise BadSettings([f"{path} is not TOML: {reason or 'it is nested too deep'}."]) from None
     reading = _Reading(path, _lines_of(text))
     shared = {key: value for key, value in written.items() if not (key in ROLES and isinstance(value, dict))}
     values: dict[Role, dict[str, Any]] = {}
@@ -159,24 +162,28 @@ def converted(value: Any, hint: Any, folder: Path) -> Any:
         def path(_: type, text: Any) -> Path:
             if not isinstance(text, str) or not text:
                 raise ValueError
-            return folder / Path(text).expanduser()
+            return path_in(folder, text)
 
         made = msgspec.convert(value, hint, dec_hook=path)
+        if any("\0" in text for text in ([made] if isinstance(made, str) else made if isinstance(made, tuple) else [])):
+            raise ValueError
+        if meta is not None and meta.extra == SECRET_DSN and made and "://" not in made:
+            return str(path_in(folder, made))
     except (msgspec.ValidationError, ValueError, TypeError):
         allowed = _allowed(hint, meta)
         wrong = "" if is_secret(hint) or isinstance(value, list | dict) else f", not {_written(value)}"
         options = [str(each) for each in get_args(_bare(hint))] if get_origin(_bare(hint)) is Literal else []
-        near = difflib.get_close_matches(str(value), options, 1)
+        near = difflib.get_close_matches(str(value), options, 1) if options else []
         meant = f' Did you mean "{near[0]}"?' if near else ""
         raise ValueError(f"must be {allowed}{wrong}.{meant}") from None
-    if meta is not None and meta.extra == SECRET_DSN and made and "://" not in made:
-        return str(folder / Path(made).expanduser())
     return made
 
 
 def _usd(value: Any, meta: Meta) -> int:
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise TypeError
+    if isinstance(value, Decimal) and abs(value.adjusted()) > USD_EXPONENT_MAX:
+        raise ValueError
     amount = parse_usd(f"{value:f}" if isinstance(value, Decimal) else str(value))
     if amount < (meta.ge or 0) or (meta.le is not None and amount > meta.le):
         raise ValueError
@@ -213,6 +220,8 @@ def _written(value: Any) -> str:
     """A value as it stands in the file, or nearly."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a larger one"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -1,9 +1,12 @@
 """embedmesh.toml: what is read from it, and how what is wrong in it is told."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from embedmesh.commands.options import ConfigOfCommand
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import parse_usd
 from embedmesh.settings import GatewaySettings, NodeSettings
 from embedmesh.settings_file import MASK, BadSettings, fields_of, is_secret, read_config, shown
@@ -58,6 +61,14 @@ WRONG = [  # text, what its first line of complaint says behind the file's name
     ("cors_origin = [1]", 'must be a list of texts, such as ["one", "two"].'),
     ("ask_max = 1e9", "`ask_max` must be an amount in USD, such as 0.015, at most $"),
     ("data_dir = 1", "`data_dir` must be a path, as text, not 1."),
+    ('catalogue = "~nobody-here/m.toml"', '`catalogue` must be a path, as text, not "~nobody-here/m.toml".'),
+    (r'catalogue = "m\u0000"', "`catalogue` must be a path, as text, not "),
+    (r'store = "m\u0000"', "`store` must be text."),
+    (r'cors_origin = ["m\u0000"]', "`cors_origin` must be a list of texts"),
+    ("port = " + "9" * 5_000, "is not TOML"),
+    ("port = 0x" + "f" * 5_000, "must be a whole number from 0 to 65535, not a larger one."),
+    ("ask_max = 1e999999999", "`ask_max` must be an amount in USD"),
+    ("ask_max = 1e" + "9" * 30, "is not TOML: a number is too large."),
     ("listen_fd = 3", "embedmesh has no setting `listen_fd`."),
     ("tls-cert = 'a'\ntls_cert = 'b'", "line 2: `tls_cert` is given twice."),
     ("port = \nhost = 1", "is not TOML: Invalid value (at line 1, column 8)."),
@@ -100,6 +111,24 @@ def test_a_file_that_was_found_in_the_data_directory_does_not_name_another(tmp_p
     with pytest.raises(BadSettings, match="line 1: `data_dir` cannot be set"):
         read_config(file, data_dir=tmp_path)
     assert read_config(file).values["gateway"] == {"data_dir": Path("/elsewhere")}
+
+
+def test_a_file_that_is_gone_or_a_pipe_now_does_not_reset_everything(tmp_path: Path) -> None:
+    """A pipe is not even opened: nobody may ever write to it."""
+    file = written(tmp_path, "port = 1")
+    config = ConfigOfCommand(None, tmp_path)
+    config.read()
+    file.unlink()
+    for pipe in (False, True):
+        if pipe:
+            os.mkfifo(file)
+        with pytest.raises(SetupError, match="are no file any more"):
+            config.read()
+        assert config.values("gateway") == {"port": 1}
+    file.unlink()
+    written(tmp_path, "port = 2")
+    config.read()
+    assert config.values("gateway") == {"port": 2}
 
 
 def test_secrets_are_never_shown() -> None:

@@ -89,9 +89,9 @@ def show(ctx: click.Context, program: str, options: Sequence[str], as_json: bool
 def check(file: Path | None, data_dir: Path | None) -> CommandResult:
     """Check a file of settings and what it names.
 
-    The catalogue, the certificate and the networks, too. Everything that is wrong is told, each with its line. The exit
-    status is 78 if anything is. It opens no store, and asks no gateway: whether a model may change while one runs, only
-    `embedmesh config reload` can tell.
+    The catalogue and its models, the certificate, the networks and sign-in, too: run it where the gateway runs.
+    Everything that is wrong is told, each with its line. The exit status is 78 if anything is. It opens no store, and
+    asks no gateway: whether a model may change while one runs, only `embedmesh config reload` can tell.
 
     \b
     Examples:
@@ -157,7 +157,8 @@ def _wrong(settings: GatewaySettings) -> list[str]:
     from embedmesh.catalogue import load_catalogue
     from embedmesh.fleet.addresses import Policy
     from embedmesh.gateway.build import cors_of
-    from embedmesh.gateway.network import parsed
+    from embedmesh.gateway.models import load_models
+    from embedmesh.gateway.network import node_sockets, parsed, sign_in
     from embedmesh.http.connections import Origins
     from embedmesh.http.tls import Certificate
     from embedmesh.provision.assets import assets_dir
@@ -165,9 +166,14 @@ def _wrong(settings: GatewaySettings) -> list[str]:
 
     problems = []
     for look in (
-        partial(load_catalogue, settings.catalogue, assets=assets_dir()),
+        # Of the built-in catalogue the models may come with the first start.
+        partial(load_models, settings.catalogue)
+        if settings.catalogue
+        else partial(load_catalogue, None, assets=assets_dir()),
         partial(Certificate.given, settings.tls_cert, settings.tls_key, settings.tls_client_ca),
         partial(key_defaults, settings),
+        partial(sign_in, settings),
+        partial(node_sockets, settings),
         partial(cors_of, settings),
         partial(parsed, Origins, settings.trusted_proxies, "--trusted-proxies"),
         partial(parsed, Policy, settings.node_networks, "--node-networks"),

@@ -1,6 +1,7 @@
 """Command-line options made from the settings, options that several commands have, and the kinds of their values."""
 
 import os
+import stat
 import types
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import format_usd, parse_usd
 from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, IN_USD, default_data_dir, meta_of
 from embedmesh.settings_file import CONFIG_NAME, ROLES, Role, SettingsFile, find_config, read_config
@@ -94,6 +96,8 @@ class ConfigOfCommand:
     def read(self) -> None:
         """Read it, or read it again. Raises SetupError; then the values stay as they were."""
         path = self.path
+        if self._file is not None and not _can_be_read_again(self._file.path):  # it would reset everything
+            raise SetupError(f"The settings {self._file.path} are no file any more. Put them back, or restart.")
         self._file = None if path is None else read_config(path, data_dir=None if self._given else self._data_dir)
 
     @property
@@ -104,6 +108,14 @@ class ConfigOfCommand:
     def values(self, role: Role) -> Mapping[str, Any]:
         """What was read for the settings of a gateway, or of a node."""
         return {} if self._file is None else self._file.values[role]
+
+
+def _can_be_read_again(path: Path) -> bool:
+    """Whether it is there, and no pipe, which is read once."""
+    try:
+        return not stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 class SettingOption(click.Option):
@@ -147,13 +159,17 @@ def fixed_values(ctx: click.Context) -> dict[str, Any]:
     return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in FIXED}
 
 
-def settings_again(ctx: click.Context, role: Role) -> Callable[[], Any]:
-    """What makes a program's settings anew, with its file as it is then. That raises SetupError."""
+def settings_again(ctx: click.Context, role: Role) -> Callable[..., Any]:
+    """What makes a program's settings anew, with its file as it is then; `read=False`: as it was read last.
+
+    That raises SetupError.
+    """
     kind, config = ROLES[role], config_of(ctx)
     fixed = {name: value for name, value in fixed_values(ctx).items() if name in kind.__struct_fields__}
 
-    def settings() -> Any:
-        config.read()
+    def settings(*, read: bool = True) -> Any:
+        if read:
+            config.read()
         return kind(**({"data_dir": default_data_dir()} | dict(config.values(role)) | fixed))
 
     return settings

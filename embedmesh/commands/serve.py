@@ -70,7 +70,7 @@ def gateway(**settings: Any) -> None:
     from embedmesh.gateway import main as program
 
     again = settings_again(click.get_current_context(), "gateway")
-    sys.exit(program.main(again(), again))
+    sys.exit(program.main(again(read=False), again))
 
 
 @click.command("node")

@@ -5,6 +5,7 @@ vector depends on: text, prompt, truncation. Nothing of one account is found for
 memory holds vectors and keyed hashes, no texts.
 """
 
+import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ ENTRY_BYTES = 400  # of an entry beside its vector's components
 KEY_BYTES = 16
 COMPONENT_BYTES = 4
 
+SHRINK_BYTES = 4 * 1024 * 1024  # what goes at a time when there is to be less room: a few milliseconds of work
 EVICTION_LOOKS = 64  # accounts that are looked at to find one that has much: more would take long, and gain little
 
 Generation = Callable[[str], int | None]
@@ -85,7 +87,7 @@ class VectorCache:
     """At most `bytes_max` bytes. The least recently used vectors of the accounts that have most go first."""
 
     def __init__(self, bytes_max: int, generation: Generation) -> None:
-        self._bytes_max = bytes_max
+        self._bytes_max = self._bytes_wanted = bytes_max
         self._generation = generation
         self._secret = os.urandom(32)  # or callers could choose texts whose hashes are equal
         self._accounts: dict[str, OrderedDict[bytes, _Entry]] = {}
@@ -128,9 +130,15 @@ class VectorCache:
         self._evict(account_id)
 
     def resize(self, bytes_max: int) -> None:
-        """Have room for so much from now on."""
-        self._bytes_max = bytes_max
+        """Have room for so much from now on. What is over goes in slices: requests go on between two of them."""
+        self._bytes_wanted = bytes_max
+        self._shrink()
+
+    def _shrink(self) -> None:
+        self._bytes_max = max(self._bytes_wanted, min(self._bytes_max, self.bytes - SHRINK_BYTES))
         self._evict()
+        if self._bytes_max > self._bytes_wanted:
+            asyncio.get_running_loop().call_soon(self._shrink)
 
     def _evict(self, account_id: str = "") -> None:
         """Drop vectors until there is room, most of all of the account that has just had some kept."""

@@ -48,7 +48,7 @@ from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
 from embedmesh.gateway.api.routes import Api, OperatorAccess
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
-from embedmesh.gateway.network import parsed
+from embedmesh.gateway.network import UNIX, node_sockets, parsed, sign_in
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
@@ -77,7 +77,6 @@ from embedmesh.otlp import tracing_of
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.batches import batch_price
-from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
@@ -92,7 +91,6 @@ from embedmesh.storage.store import Store
 from embedmesh.upstream.pools import unix_pool
 from embedmesh.upstream.server import UpstreamServer
 
-UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
 
 
@@ -199,13 +197,11 @@ def _local_nodes(settings: GatewaySettings, fleet: FleetParts, clock: Clock) -> 
     """Add the nodes of --nodes. Raises SetupError."""
     own_link = TracedOwnLink if settings.traces else OwnLink
     probers = []
-    for number, address in enumerate(settings.nodes):
-        if not address.startswith(UNIX):
-            raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
+    for number, path in enumerate(node_sockets(settings)):
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
         load = Load(interleaves=True)
-        fleet.clients.add(node_id, CoalescingLink(own_link(unix_pool(address.removeprefix(UNIX)), clock), load))
-        node = fleet.registry.add(Node(node_id, address, trusted=True, load=load))
+        fleet.clients.add(node_id, CoalescingLink(own_link(unix_pool(path), clock), load))
+        node = fleet.registry.add(Node(node_id, UNIX + path, trusted=True, load=load))
         probers.append(Prober(node, fleet.examiner))
     return probers
 
@@ -263,16 +259,12 @@ def _apis(adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksT
 def _operators(settings: GatewaySettings, store: Store, clock: Clock) -> tuple[OperatorAccess, list[Awaitable[Any]]]:
     """Who may use the admin API, and what has to run for that. Raises SetupError."""
     access = OperatorAccess(certificate=settings.tls_client_ca is not None)
-    if not settings.oidc_issuer:
-        if settings.oidc_audience or settings.oidc_role:
-            raise SetupError("--oidc-audience and --oidc-role say nothing without --oidc-issuer.")
+    terms = sign_in(settings)
+    if terms is None:
         return access, []
-    try:
-        from embedmesh.gateway.issuer_keys import IssuerKeys
-        from embedmesh.gateway.oidc import SIGN_IN_CHARS_MAX, Operators, sign_in_terms
-    except ImportError:
-        raise SetupError("--oidc-issuer needs another package: pip install 'embedmesh[oidc]'.") from None
-    terms = sign_in_terms(settings)
+    from embedmesh.gateway.issuer_keys import IssuerKeys
+    from embedmesh.gateway.oidc import SIGN_IN_CHARS_MAX, Operators
+
     issuer = IssuerKeys(terms.issuer, clock)
     keys = Operators(terms, store.keys, issuer, clock)
     return access._replace(keys=keys, token_chars_max=SIGN_IN_CHARS_MAX), [issuer.run()]

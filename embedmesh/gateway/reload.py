@@ -22,9 +22,10 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import set_level
 from embedmesh.provision.bootstrap import key_defaults
-from embedmesh.rules.errors import Failure, SetupError
+from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.settings import GatewaySettings
 from embedmesh.storage.books.new_keys import NewKeys
+from embedmesh.system import this_user
 
 log = logging.getLogger("embedmesh.gateway")
 
@@ -125,6 +126,10 @@ class Reloader:
             except (SetupError, Failure) as refused:
                 log.error("the settings stay as they were: %s", refused)
                 tell(refused)
+            except Exception as error:
+                # Whatever a file may hold: requests go on with what there is. Its words may be a secret of the file.
+                log.exception("the settings were not read again (%s): a bug of ours", type(error).__name__)
+                tell(InternalError("The settings were not read again: a bug of ours. The log says where."))
             else:
                 tell(result)
 
@@ -142,7 +147,7 @@ class Reloader:
             apply.append(await asyncio.to_thread(self._certificate.prepare, new.tls_cert, new.tls_key))
         limits = NewKeys(key_defaults(new), self._open_to_others)
         if "key_defaults" in changed:  # the last of what can fail
-            await self._gateway.books.operators.ask(lambda books: books.new_keys.write(limits))
+            await self._gateway.books.operators.ask(lambda books: books.new_keys.write(limits), by=this_user())
         for each in apply:
             each()
         found = model_changes(self._gateway.adjustable.models, models)

@@ -133,7 +133,8 @@ class Certificate:
         def apply() -> None:
             if made._seen != self._seen:
                 log.info("the certificate was read again from %s", certificate)
-            self._files, self._seen, self.context = made._files, made._seen, made.context
+            self._files, self._seen = made._files, made._seen
+            self.context, self.expires_s = made.context, made.expires_s
 
         return apply
 
@@ -162,10 +163,11 @@ class Certificate:
         certificate, key, *authorities = self._files
         try:
             context.load_cert_chain(certificate, key, password=_no_passphrase)
-            self.expires_s = _expires_s(certificate)
+            expires_s = _expires_s(certificate)
             for file in authorities:
                 context.load_verify_locations(file)
                 context.verify_mode = ssl.CERT_OPTIONAL  # who needs one is decided by what is asked for
+            self.expires_s = expires_s
         except ssl.SSLError as error:
             what = f"{certificate} and {key} are no certificate (PEM) and its key"
             if authorities:

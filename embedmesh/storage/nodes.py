@@ -1,6 +1,7 @@
 """Nodes and invites in the store. Reads are plain; writes wait until they are durable."""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
@@ -215,5 +216,10 @@ def _difference(before: NodeRecord | None, after: NodeRecord) -> dict[str, Any]:
 def _shown(record: NodeRecord) -> dict[str, Any]:
     names = ("address", "inputs_max", "in_flight_max", "trusted", "weight", "draining", "quarantined")
     shown: dict[str, Any] = {name: getattr(record, name) for name in names}
-    models = {offer.id: {"price": offer.price, "name": offer.name} for offer in record.offers}
-    return shown | {"standing": record.standing.value, "models": models}
+    return shown | {"standing": record.standing.value, "models": {each.id: _offered(each) for each in record.offers}}
+
+
+def _offered(offer: Offer) -> dict[str, Any]:
+    """What a server's model costs and is called there. Of the words before every text their hash: they are free."""
+    prefix = {"prefix_hash": blake2b(offer.prefix.encode(), digest_size=8).hexdigest()} if offer.prefix else {}
+    return {"price": offer.price, "name": offer.name} | prefix

@@ -1,5 +1,6 @@
 """What an account has asked us to remember is found again bit for bit, by it alone, and paid as it was agreed."""
 
+import asyncio
 import json
 from collections import OrderedDict
 
@@ -256,6 +257,23 @@ def test_the_account_that_has_most_makes_room() -> None:
     keep(cache, "large", *range(100))
     assert known(cache, "small", 1) == [1]
     assert known(cache, "large", *range(100)) == list(range(91, 100))
+
+
+async def test_less_room_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests go on between two slices, and what they have remembered makes no more work than a slice."""
+    monkeypatch.setattr("embedmesh.flow.cache.SHRINK_BYTES", 10 * ENTRY)
+    cache = VectorCache(100 * ENTRY, lambda node: 1)
+    keep(cache, "a", *range(100))
+    cache.resize(25 * ENTRY)
+    assert cache.bytes == 90 * ENTRY
+    keep(cache, "a", 100)
+    assert cache.bytes == 90 * ENTRY
+    for left in (80, 70, 60, 50, 40, 30, 25, 25):
+        await asyncio.sleep(0)
+        assert cache.bytes == left * ENTRY
+    cache.resize(30 * ENTRY)
+    keep(cache, "a", *range(200, 240))
+    assert cache.bytes == 30 * ENTRY
 
 
 steps = st.lists(

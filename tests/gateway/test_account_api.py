@@ -199,6 +199,13 @@ async def test_a_key_of_another_account_is_not_there(gw: Gateway) -> None:
     assert gw.books.keys.find(other.key_id).revoked_ms is None
 
 
+@pytest.mark.parametrize("scope", ["admin:read", "audit"])
+async def test_nor_is_the_key_of_who_watches(gw: Gateway, scope: str) -> None:
+    customer = Customer(gw)
+    key_id, _ = customer.key(scope, "metrics")
+    says(await customer.ask("DELETE", f"/v1/account/keys/{key_id}"), 403, "operator")
+
+
 async def test_an_operators_key_is_not_revoked_here(gw: Gateway) -> None:
     """Whoever finds a customer's key does not lock the operator out; a key of the operator may end another."""
     customer = Customer(gw)

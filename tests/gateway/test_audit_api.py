@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.api.fleet_api import ACTIONS
-from embedmesh.gateway.api.reload_api import Reloaded
+from embedmesh.gateway.api.reload_api import ModelChanges, Reloaded
 from embedmesh.gateway.api.table import APIS
 from embedmesh.rules.acts import Verb
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.membership import Standing
 from embedmesh.storage.books.acts import ActRow
-from tests.gateway.mesh import ON_EACH_STORE, Gateway, gateway, memory_folder
+from tests.gateway.mesh import ON_EACH_STORE, Gateway, gateway, memory_folder, until
 from tests.http.raw import Raw
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), ON_EACH_STORE]
@@ -168,7 +169,8 @@ async def reload(of: Example) -> Made:
     """Answered as by embedmesh.gateway.reload, which tests/story/test_reload.py runs."""
 
     async def answer() -> None:
-        (await of.gw.reloads.next())(Reloaded(["in_flight_max"], []))
+        models = ModelChanges(added=["one", "two"])
+        (await of.gw.reloads.next())(Reloaded(["hedge", "policy"], ["port", "host"], models))
 
     of.reload = asyncio.ensure_future(answer())
     return "/v1/admin/reload", None, "", [("settings.reload", "settings")]
@@ -283,6 +285,40 @@ async def test_no_key_of_an_account_gives_a_scope_of_operators(gw: Gateway, scop
     own = gw.key("keys", scope)
     reply = await gw.ask("POST", "/v1/account/keys", {"scopes": [scope]}, key=own)
     assert (reply.status, reply.error["code"]) == (403, "insufficient_scope")
+
+
+async def test_viewers_do_not_shut_the_operator_out(gw: Gateway) -> None:
+    """However many reads of theirs wait for the store: a key is revoked."""
+    gate, viewer, (key_id, _) = threading.Event(), gw.key("admin:read"), Example(gw).key()
+    gw.key("admin")
+    under_way = asyncio.create_task(gw.books_thread.ask(lambda _: gate.wait()))
+    try:
+        reads = [asyncio.create_task(gw.ask("GET", "/v1/admin/accounts", key=viewer)) for _ in range(60)]
+        await until("some reads are refused", lambda: sum(each.done() for each in reads) >= 9)
+        revoking = asyncio.create_task(gw.admin("DELETE", f"/keys/{key_id}"))
+        await until("it waits", lambda: revoking.done() or "" in gw.books_thread._turns._waiting)
+    finally:
+        gate.set()
+    assert (await revoking).status == 200
+    assert await under_way and {each.status for each in await asyncio.gather(*reads)} == {200, 503}
+
+
+async def test_the_row_of_a_reload_has_names_as_texts(gw: Gateway) -> None:
+    """A list of two is [old, new]."""
+    path, *_ = await reload(Example(gw))
+    assert (await gw.ask("POST", path, key=gw.key("admin"))).status == 200
+    said = {"changed": "hedge, policy", "needs_restart": "port, host", "models_added": "one, two"}
+    assert latest(gw)[0].changes == said
+
+
+async def test_the_words_before_each_text_are_a_hash_in_the_row(gw: Gateway) -> None:
+    body: dict[str, Any] = {"address": "http://127.0.0.1:1", "name": f"words-{next(NUMBERS)}"}
+    for words in ("secret: ", "other: "):
+        body["models"] = [{"id": "tiny", "prefix": words}]
+        assert (await gw.admin("POST", "/nodes", body)).status == 200
+    changes = latest(gw)[0].changes
+    before, after = (models["acme/tiny"]["prefix_hash"] for models in changes["models"])
+    assert before != after and "secret" not in json.dumps(changes)
 
 
 async def test_the_audit_is_read_by_pages_of_a_kind(gw: Gateway) -> None:

@@ -190,6 +190,31 @@ async def test_an_operator_waits_for_none_of_the_calls_that_callers_make_without
     assert made > 20
 
 
+async def test_viewers_keep_no_operator_out_nor_waiting_and_no_caller_waiting() -> None:
+    gate, begun, made = threading.Event(), threading.Event(), list[str]()
+
+    def noted(who: str, _: object) -> None:
+        made.append(who)
+        begun.set()
+        if who == "v0":
+            gate.wait()
+
+    async with (
+        thread_over(FakeBooks(), waiting_max=8) as operators,
+        thread_over(FakeBooks(), first=operators) as callers,
+    ):
+        viewing = [asyncio.create_task(operators.ask(partial(noted, f"v{n}"), viewer=f"v{n}")) for n in range(4)]
+        await asyncio.to_thread(begun.wait)
+        with pytest.raises(Overloaded, match="At most 4 calls of viewers"):
+            await operators.ask(lambda _: None, viewer="v4")
+        await callers.ask(lambda _: None, "a")
+        acting = [asyncio.create_task(operators.ask(partial(noted, "operator"))) for _ in range(6)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*viewing, *acting)
+    assert made == ["v0", *["operator"] * 6, "v1", "v2", "v3"]
+
+
 async def test_a_call_that_takes_long_is_given_up_and_so_are_those_behind_it_which_are_never_made() -> None:
     gate, made = threading.Event(), []
     async with thread_over(FakeBooks(), answer_s=0.05) as thread:

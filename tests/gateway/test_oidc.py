@@ -26,6 +26,7 @@ pytest.importorskip("joserfc", reason="joserfc is not installed: pip install 'em
 
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
+from joserfc.jws import JWSRegistry
 
 from embedmesh.gateway.issuer_keys import (
     FETCH_S,
@@ -162,6 +163,24 @@ async def test_a_token_has_the_scopes_of_its_roles(values: Any, scopes: set[str]
 async def test_each_allowed_algorithm_is_good(key: Any, alg: str) -> None:
     assert await World().scopes(token(key=key, alg=alg)) == {"admin"}
     assert await World().scopes(token(said(aud=["other", "embedmesh"]), key, alg, typ="at+jwt")) == {"admin"}
+
+
+async def test_a_header_may_be_long_and_have_what_we_do_not_know() -> None:
+    """An issuer names a chain of certificates, and members of its own."""
+    head = {"alg": "RS256", "kid": "rsa", "x5c": [packed(b"x" * 900)], "pi.atm": "1"}
+    loose = JWSRegistry(algorithms=ALL, strict_check_header=False)
+    assert await World().scopes(str(jwt.encode(head, said(), RSA, registry=loose))) == {"admin"}
+
+
+async def test_whatever_an_issuer_sends_ends_nothing() -> None:
+    world = World()
+
+    async def odd(url: str) -> Any:
+        raise ZeroDivisionError
+
+    keys = IssuerKeys(ISSUER, world.clock, odd)
+    with pytest.raises(Overloaded):
+        await keys.find("rsa")
 
 
 CHEAP: dict[str, Callable[[], str]] = {

@@ -18,11 +18,12 @@ from embedmesh.gateway.parts import Gateway
 from embedmesh.gateway.reload import RELOADED, Reloader
 from embedmesh.process import EXIT_OK
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.errors import InvalidValue, Overloaded, SetupError
+from embedmesh.rules.errors import InternalError, InvalidValue, Overloaded, SetupError
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings
 from embedmesh.settings_file import fields_of
 from embedmesh.storage.books.new_keys import NewKeys
+from embedmesh.system import this_user
 from tests.data import CHECKOUT
 
 PLAIN = '[[models]]\nid = "m"\nwidth = 8\nmax_tokens = 16\nprice = 5\naliases = ["one"]\n'
@@ -35,7 +36,8 @@ class Live:
     def __init__(self, gateway: Gateway, settings: GatewaySettings) -> None:
         self.gateway = gateway
         self.wanted = settings
-        self.reloader = Reloader(gateway, settings, lambda: self.wanted, None, False)
+        self.read: Callable[[], GatewaySettings] = lambda: self.wanted
+        self.reloader = Reloader(gateway, settings, lambda: self.read(), None, False)
 
     async def reload(self, **changes: Any) -> Reloaded:
         self.wanted = msgspec.structs.replace(self.wanted, **changes)
@@ -107,6 +109,24 @@ async def test_default_limits_of_new_keys_are_those_of_the_last_reload(live: Liv
     await live.reload(key_defaults="concurrency=3")
     read = await live.gateway.books.operators.ask(lambda books: books.new_keys.read())
     assert isinstance(read, NewKeys) and read.limits.concurrency == 3
+    [act] = await live.gateway.books.operators.ask(lambda books: books.acts.list(rows_max=1))
+    assert (act.verb, act.actor) == ("key_defaults.change", this_user().name)
+
+
+async def test_whatever_a_reload_raises_the_gateway_goes_on_and_who_waits_is_told(live: Live) -> None:
+    def broken() -> GatewaySettings:
+        raise ZeroDivisionError
+
+    before, live.read = live.read, broken
+    requests = live.gateway.adjustable.requests
+    running = asyncio.create_task(live.reloader.run())
+    with pytest.raises(InternalError, match="not read again"):
+        await requests.ask()
+    live.read = before
+    assert (await requests.ask()).changed == []
+    assert (requests.applied, requests.refused) == (1, 1)
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_models_come_and_go_and_what_has_begun_goes_on(live: Live) -> None:

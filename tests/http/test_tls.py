@@ -158,7 +158,9 @@ async def test_other_files_are_used_from_a_reload_on_or_nothing_changes(pair: Pa
         apply = certificate.prepare(other.certificate, other.key)
         async with connected(port, pair.trusted()) as (tls, _):
             assert name_of(tls) == "first"
+        certificate.expires_s = 1.0
         apply()
+        assert certificate.expires_s > time.time()
         async with connected(port, other.trusted()) as (tls, _):
             assert name_of(tls) == "second"
         other.write("third")
@@ -216,6 +218,17 @@ async def test_handshakes_that_nobody_ends_keep_nobody_out(pair: Pair) -> None:
             pass
         for _, writer in silent:
             writer.close()
+
+
+def test_an_expiry_is_of_what_is_used(pair: Pair, tmp_path: Path) -> None:
+    authorities = tmp_path / "ca.pem"
+    authorities.write_bytes(pair.certificate.read_bytes())
+    certificate = Certificate(pair.certificate, pair.key, authorities)
+    certificate.expires_s = 1.0
+    pair.write("second")
+    authorities.write_text("nothing")
+    certificate.look()
+    assert certificate.expires_s == 1.0
 
 
 @pytest.mark.parametrize("what", ["missing", "no PEM", "another's key", "encrypted", "half"])

@@ -161,8 +161,11 @@ def test_config_check_tells_all_that_is_wrong(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], len(told["problems"])) == (78, False, 2)
     assert "line 2" in told["problems"][1] + told["problems"][0]
-    file.write_text('cors_origin = ["x"]\ncatalogue = "none.toml"\n')
-    assert len(json.loads(run("config", "check", "--json", file).stdout)["problems"]) == 2
+    file.write_text('cors_origin = ["x"]\ncatalogue = "models.toml"\noidc_audience = "x"\nnodes = ["tcp:1"]\n')
+    models = CATALOGUE.format(model="m", alias="a", folder="nowhere", digest=DIGEST, price=1, max_tokens=8)
+    (tmp_path / "models.toml").write_text(models)
+    problems = json.loads(run("config", "check", "--json", file).stdout)["problems"]
+    assert len(problems) == 4 and any("nowhere" in each for each in problems), problems
     file.write_text("port = 8099\n")
     assert run("config", "check", file).returncode == 0
     started = run("serve", "--config", tmp_path / "none.toml", "--data-dir", tmp_path / "data")

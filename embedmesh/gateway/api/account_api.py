@@ -43,7 +43,7 @@ from embedmesh.rules.limits import (
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.keys import Key
+from embedmesh.storage.books.keys import OPERATOR_SCOPES, Key
 from embedmesh.storage.books.reports import ENTRY_MAX, Usage
 
 KEYS_SCOPE: Scope = ("keys",)
@@ -170,7 +170,7 @@ class AccountApi(Api):
 
         def end(books: Books) -> Key:
             scopes = books.keys.find(key_id, account_id=caller.account_id).scopes
-            if ADMIN_SCOPE in scopes and ADMIN_SCOPE not in caller.scopes:
+            if ADMIN_SCOPE not in caller.scopes and not set(scopes).isdisjoint(OPERATOR_SCOPES):
                 raise InsufficientScope("Only the operator, or a key with the scope `admin`, can revoke such a key.")
             return revoked(books, key_id, caller.account_id)
 

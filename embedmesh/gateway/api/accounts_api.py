@@ -87,7 +87,7 @@ class AccountsApi(Api):
             after = None if last is None else books.accounts.find(last)
             return list(books.accounts.list(after=after, rows_max=limit + 1))
 
-        return page_of(await self._books.ask(read), limit, _reply)
+        return page_of(await self._books.ask(read, viewer=call.viewer), limit, _reply)
 
     async def create_account(self, call: ApiCall[AccountRequest, None]) -> AccountReply:
         """Create an account. For a customer: prepaid or, with a credit limit, postpaid."""
@@ -100,7 +100,7 @@ class AccountsApi(Api):
 
     async def get_an_account(self, call: ApiCall[None, None]) -> AccountReply:
         """Get an account. Its balance, holds and credit limit, and whether its answers may come from the cache."""
-        return _reply(await self._books.ask(lambda books: books.accounts.find(call.parameter)))
+        return _reply(await self._books.ask(lambda books: books.accounts.find(call.parameter), viewer=call.viewer))
 
     async def change_account(self, call: ApiCall[OneAccountChange, None]) -> AccountReply:
         """Change an account.
@@ -135,7 +135,7 @@ class AccountsApi(Api):
             opening = books.reports.balance_at(call.parameter, from_ms) if after == 0 else None
             return books.reports.statement(call.parameter, month, after=after, rows_max=limit + 1), opening
 
-        found, opening = await self._books.ask(read)
+        found, opening = await self._books.ask(read, viewer=call.viewer)
         lines = [reply_of(StatementLineReply, line) for line in found[:limit]]
         return StatementPage("list", lines, len(found) > limit, from_ms, to_ms, opening)
 

@@ -60,7 +60,9 @@ class AuditApi(Api):
             "verb": query.act,
             "object_id": query.object,
         }
-        found = await self._books.ask(lambda books: books.acts.list(**kind, rows_max=query.limit + 1))
+        found = await self._books.ask(
+            lambda books: books.acts.list(**kind, rows_max=query.limit + 1), viewer=call.viewer
+        )
         return page_of(found, query.limit, _reply)
 
     ROUTES = (Route("GET", "/v1/admin/audit", AUDIT_KEY, list_acts),)

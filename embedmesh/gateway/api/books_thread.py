@@ -1,7 +1,8 @@
 """The books of the store block, so the event loop calls them in a thread of their own.
 
 A gateway has one thread for operators and one for callers. While an operator's call waits, no caller's call begins: a
-flood of callers' calls delays an operator by at most the one call that is under way.
+flood of callers' calls delays an operator by at most the one call that is under way. Viewers, who may only look at what
+is the operators', use the operators' thread: they wait in a room of their own, and an operator's call is before theirs.
 """
 
 import asyncio
@@ -20,8 +21,9 @@ from embedmesh.rules.limits import BOOKS_ANSWER_S, BOOKS_WAITING_MAX
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 
-log = logging.getLogger("embedmesh.books")
+OPERATORS = ""  # in place of an account
 
+log = logging.getLogger("embedmesh.books")
 
 T = TypeVar("T")
 
@@ -48,25 +50,33 @@ class BooksThread:
             waiting_max,
             f"At most {waiting_max} calls to the store wait at a time, shared among accounts. Try again shortly.",
         )
-        self._idle = asyncio.Event()  # while no call waits
+        viewing_max = max(1, waiting_max // 2)
+        self._viewing = Room(
+            viewing_max, f"At most {viewing_max} calls of viewers wait at a time, shared among keys. Try again shortly."
+        )
+        self._idle = asyncio.Event()  # while no call waits; those of viewers do not count
         self._idle.set()
         self._closed = False
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A daemon, unlike an executor's thread: a call that hangs in the store must not keep the process from ending.
         threading.Thread(target=self._work_on, name="books", daemon=True).start()
 
-    async def ask(self, do: Callable[[Books], T], account_id: str = "", by: Actor | None = None) -> T:
+    async def ask(self, do: Callable[[Books], T], account_id: str = "", by: Actor | None = None, viewer: str = "") -> T:
         """The result of `do`, in the account's turn; operators have no account. Without `by`, `do` can change nothing.
+
+        `viewer` is the key of somebody who may see what operators see, and no more: it has turns as an account has.
 
         Raises what `do` raises, Overloaded, and StoreUnavailable. A call that has begun runs to its end in the thread,
         even if nobody waits for it any more.
         """
-        self._waiting.take(account_id)
-        self._idle.clear()
+        room, whose = (self._viewing, viewer) if viewer else (self._waiting, account_id)
+        room.take(whose)
+        if not viewer:
+            self._idle.clear()
         deadline = asyncio.timeout(self._answer_s)
         try:
             async with deadline:
-                return await self._in_turn(do if by is None else lambda books: books.by(by, do), account_id)
+                return await self._in_turn(do if by is None else lambda books: books.by(by, do), whose)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -75,7 +85,7 @@ class BooksThread:
                 "try again."
             ) from None
         finally:
-            self._waiting.give_back(account_id)
+            room.give_back(whose)
             if not self._waiting.taken:
                 self._idle.set()
 
@@ -147,7 +157,7 @@ class BooksThread:
 
 
 class _Turns:
-    """One call at a time: accounts in turn, calls of one account in their order."""
+    """One call at a time: operators first, accounts in turn, calls of one account in their order."""
 
     def __init__(self) -> None:
         self._taken = False
@@ -175,7 +185,7 @@ class _Turns:
     def end(self) -> None:
         """End a turn: the next one begins."""
         while self._waiting:
-            account_id = next(iter(self._waiting))
+            account_id = OPERATORS if OPERATORS in self._waiting else next(iter(self._waiting))
             queue = self._waiting.pop(account_id)
             turn = queue.popleft()
             if queue:

@@ -39,7 +39,9 @@ class KeysApi(Api):
     async def list_all_keys(self, call: ApiCall[None, AnyKeyQuery]) -> ReplyPage[KeyReply]:
         """List keys. Of one account or of all, the oldest first, revoked and expired keys included."""
         query = call.query
-        found = await self._books.ask(lambda books: keys_after(books, query.account, query.after, query.limit))
+        found = await self._books.ask(
+            lambda books: keys_after(books, query.account, query.after, query.limit), viewer=call.viewer
+        )
         return page_of(found, query.limit, self._reply)
 
     async def create_any_key(self, call: ApiCall[KeyRequest, None]) -> NewKey:
@@ -59,7 +61,7 @@ class KeysApi(Api):
 
     async def get_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Get a key."""
-        return self._reply(await self._books.ask(lambda books: books.keys.find(call.parameter)))
+        return self._reply(await self._books.ask(lambda books: books.keys.find(call.parameter), viewer=call.viewer))
 
     async def change_key(self, call: ApiCall[KeyChange, None]) -> KeyReply:
         """Change a key. Its name, its expiry or its limits. Fields that are not given stay as they are."""

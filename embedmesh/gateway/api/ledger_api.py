@@ -70,7 +70,7 @@ class LedgerApi(Api):
         What was held for it, how that ended, what was bought, and all money that was moved. For the number of a lock:
         the request that has used it.
         """
-        found = await self._books.ask(lambda books: books.reports.explain(call.parameter))
+        found = await self._books.ask(lambda books: books.reports.explain(call.parameter), viewer=call.viewer)
         bought = None if found.bought is None else _bought_reply(found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         lock = None if found.lock is None else reply_of(LockReply, found.lock)
@@ -83,7 +83,7 @@ class LedgerApi(Api):
         What it was opened for, how it ended, and the latest money that was moved for it. A batch has a tab of its own,
         with its own id.
         """
-        found = await self._books.ask(lambda books: books.reports.explain_tab(call.parameter))
+        found = await self._books.ask(lambda books: books.reports.explain_tab(call.parameter), viewer=call.viewer)
         batch = None if found.batch is None else reply_of(ExplainedBatchReply, found.batch)
         return reply_of(TabReply, found, moves=tuple(reply_of(MoveReply, move) for move in found.moves), batch=batch)
 
@@ -101,7 +101,7 @@ class LedgerApi(Api):
 
     async def list_payables(self, call: ApiCall[None, None]) -> ReplyList[PayableReply]:
         """List what nodes earned and were not paid."""
-        found = await self._books.ask(lambda books: books.accounts.payables())
+        found = await self._books.ask(lambda books: books.accounts.payables(), viewer=call.viewer)
         return ReplyList("list", [reply_of(PayableReply, row) for row in found])
 
     async def pay_out(self, call: ApiCall[PayoutRequest, None]) -> Moved:
@@ -125,7 +125,7 @@ class LedgerApi(Api):
             known = None if head is None else books.knew_head(head)
             return reply_of(LedgerReport, report, ok=report.ok and known is not False, head_known=known)
 
-        report = await self._checks.ask(read)
+        report = await self._checks.ask(read, viewer=call.viewer)
         result = "right" if report.ok else "broken"
         self._checked[result,] += 1
         self._checked_s[result,] = time.time()

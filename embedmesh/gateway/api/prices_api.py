@@ -59,7 +59,9 @@ class PricesApi(Api):
         """List prices that were set. Past prices included, the latest first; of one model or of all."""
         name, limit, after = call.query.model, call.query.limit, call.query.after
         model = None if name is None else self._model_id(name)
-        found = await self._books.ask(lambda books: books.prices.list(model, after=after, rows_max=limit + 1))
+        found = await self._books.ask(
+            lambda books: books.prices.list(model, after=after, rows_max=limit + 1), viewer=call.viewer
+        )
         return page_of(found, limit, _reply)
 
     async def set_price(self, call: ApiCall[PriceRequest, None]) -> PriceReply:

@@ -114,8 +114,9 @@ class ReloadApi(Api):
             reloaded = await self._requests.ask()
         except SetupError as error:
             raise InvalidValue(f"Nothing was changed. {FOLDERS.sub('', str(error))}") from None
-        changes = msgspec.to_builtins(reloaded)
-        await self._books.ask(lambda books: books.tell_settings(changes), by=call.by)
+        names = {"changed": reloaded.changed, "needs_restart": reloaded.needs_restart}
+        names |= {f"models_{what}": each for what, each in msgspec.structs.asdict(reloaded.models).items()}
+        await self._books.ask(lambda books: books.tell_settings(names), by=call.by)
         return reloaded
 
     ROUTES = (Route("POST", "/v1/admin/reload", ADMIN_KEY, reload_settings, failures=(InvalidValue, Overloaded)),)

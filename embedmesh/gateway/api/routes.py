@@ -60,6 +60,11 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
         return self.request[CALLER]
 
     @property
+    def viewer(self) -> str:
+        """On a route for operators: the key of somebody who may only look; empty for an operator."""
+        return "" if ADMIN_SCOPE in self.caller.scopes else self.caller.key_id
+
+    @property
     def by(self) -> Actor:
         """Who acts, on a route that changes something for operators, or keys."""
         return actor_of(self.request)

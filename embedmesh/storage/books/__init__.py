@@ -12,9 +12,9 @@ reports     usage, entries, statements, one request explained
 session     the connection that they share
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from embedmesh.rules.acts import Actor, Verb
 from embedmesh.rules.ports import Clock
@@ -86,10 +86,14 @@ class Books:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def tell_settings(self, changes: Mapping[str, Any]) -> None:
-        """Have all gateways of the store read their settings again, as one has. Raises StoreUnavailable."""
+    def tell_settings(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Have all gateways of the store read their settings again, as one has. Raises StoreUnavailable.
+
+        `names`: of what has changed there. They become texts: a list in a row is [old, new].
+        """
+        said = {what: ", ".join(each) for what, each in names.items() if each}
         with self._session.transaction():
-            self._session.note(Verb.SETTINGS_RELOAD, "settings", changes)
+            self._session.note(Verb.SETTINGS_RELOAD, "settings", said)
             self._session.run(FACTS_SQL["tell_change"], {"kind": "settings"})
 
     def by(self, actor: Actor, do: "Callable[[Books], T]") -> T:
