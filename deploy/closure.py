@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 # sh, cat and sleep are called by compose files and charts, the others by whoever looks into a container.
-PROGRAMS = ("sh", "cat", "sleep", "ls", "env", "id", "date", "cp", "mkdir", "rm", "df", "head", "tail")
+PROGRAMS = ("sh", "cat", "sleep", "ls", "env", "id", "date", "cp", "install", "mkdir", "rm", "df", "head", "tail")
 FILES = (
     "/etc/passwd",
     "/etc/group",

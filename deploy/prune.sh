@@ -45,7 +45,7 @@ find . -name '*.py' -not -path './embedmesh/*' -delete
 import importlib, pkgutil, openvino, openvino.frontend, psycopg, cryptography.x509, embedmesh
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 SKIPPED = {'embedmesh.__main__', 'embedmesh.daft', 'embedmesh.ray', 'embedmesh.engine.native.encoder'}
-EXTRAS = {'daft', 'lance', 'pyarrow', 'qdrant_client', 'ray'}
+EXTRAS = {'daft', 'joserfc', 'lance', 'opentelemetry', 'pyarrow', 'qdrant_client', 'ray'}
 for each in pkgutil.walk_packages(embedmesh.__path__, 'embedmesh.'):
     if each.name not in SKIPPED:
         try:

@@ -51,6 +51,11 @@ def endpoint_of(url: str) -> str | None:
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
+    if good and "@" in parts.netloc:
+        raise SetupError(
+            "--traces is shown to who lists processes: leave name and password out, and give them as "
+            "OTEL_EXPORTER_OTLP_HEADERS."
+        )
     if not good or parts.query or parts.fragment:
         raise SetupError(
             "--traces is the address of a collector, such as http://127.0.0.1:4318, or `env`: then OpenTelemetry's own "
@@ -108,12 +113,7 @@ class SpanSender:
     def _send(self) -> None:
         """All that waits."""
         while traces := self._next():
-            spans: list[Any] = []
-            for number, trace in enumerate(traces, 1):
-                spans += self._spans.of(trace)
-                if number % MADE_AT_ONCE_MAX == 0:
-                    self._stopping.wait(BREATH_S)
-            if self._taken(spans):
+            if self._taken(traces):
                 self.sent += len(traces)
             else:
                 self._refused += len(traces)
@@ -126,10 +126,18 @@ class SpanSender:
                 found.append(self._queue.popleft())
         return found
 
-    def _taken(self, spans: Sequence[Any]) -> bool:
+    def _made(self, traces: Sequence[Trace]) -> list[Any]:
+        spans: list[Any] = []
+        for number, trace in enumerate(traces, 1):
+            spans += self._spans.of(trace)
+            if number % MADE_AT_ONCE_MAX == 0:
+                self._stopping.wait(BREATH_S)
+        return spans
+
+    def _taken(self, traces: Sequence[Trace]) -> bool:
         try:
-            taken = bool(self._spans.was_taken(self._exporter.export(spans)))
-        except Exception as error:  # noqa: BLE001 - whatever a library raises: this thread goes on
+            taken = bool(self._spans.was_taken(self._exporter.export(self._made(traces))))
+        except Exception as error:  # noqa: BLE001 - whatever is raised: this thread goes on
             log.debug("spans were not sent: %s", type(error).__name__)
             taken = False
         if taken != self._answers:

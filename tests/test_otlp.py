@@ -153,6 +153,26 @@ def test_where_spans_are_posted(url: str, posted: str | None) -> None:
     assert endpoint_of(url) == posted
 
 
+@pytest.mark.parametrize("url", ["http://name:word@c:4318", "https://word@c"])
+def test_an_address_has_no_secret_in_it(url: str) -> None:
+    """`serve` gives it to its node on the command line."""
+    with pytest.raises(SetupError, match="OTEL_EXPORTER_OTLP_HEADERS") as refused:
+        endpoint_of(url)
+    assert "word@" not in str(refused.value)
+
+
+def test_the_thread_survives_whatever_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collecting() as (collector, url):
+        tracing, sink = begun(url)
+        monkeypatch.setattr(sink._spans, "of", lambda trace: 1 // 0)
+        traced(tracing)
+        wait_until("it was dropped", lambda: sink.dropped == 1, WITHIN_S)
+        monkeypatch.undo()
+        traced(tracing)
+        wait_until("the next one is there", lambda: collector.spans, WITHIN_S)
+        sink.close()
+
+
 @pytest.mark.parametrize("url", ["c:4318", "grpc://c:4317", "http://", "http://c:port", "http://c:4318?x=1"])
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(SetupError, match="--traces"):

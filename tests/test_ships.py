@@ -3,11 +3,13 @@
 `make ships` builds, renders and starts it all; here files are read.
 """
 
+import ast
 import json
 import re
 import runpy
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import pytest
 import yaml
 
 from embedmesh.commands.group import COMMANDS
+from embedmesh.gateway.api.table import APIS
 from embedmesh.gateway.main import GATEWAY_DRAIN_S
 from embedmesh.node.joining import FAREWELL_S
 from embedmesh.node.main import NODE_DRAIN_S
 from embedmesh.process import EXIT_SETUP
 from embedmesh.rules.limits import KEEP_ALIVE_S, REQUEST_MAX_S, WRITE_REPLY_S
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.settings import ENV_PREFIX, GatewaySettings, NodeSettings
 from embedmesh.supervisor import STOP_GATEWAY_S, STOP_NODE_S
 from tests.data import CHECKOUT
@@ -97,7 +101,7 @@ def test_the_image_has_every_program_that_is_called_in_it() -> None:
     """It has no more of a system than deploy/closure.py names: what a chart or a compose file calls has to be there."""
     programs = set(runpy.run_path(str(DEPLOY / "closure.py"), run_name="closure")["PROGRAMS"])
     called = {"python3", "embedmesh"}
-    for container in (each for pod in pods().values() for each in pod["containers"]):
+    for container in (each for pod in pods().values() for each in [*pod["containers"], *pod.get("initContainers", [])]):
         stop = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sh"])
         called |= {stop[0], container.get("command", ["sh"])[0].rpartition("/")[2]}
     text = "".join(file.read_text() for file in DEPLOY.glob("compose*.yaml"))
@@ -105,6 +109,26 @@ def test_the_image_has_every_program_that_is_called_in_it() -> None:
     called |= set(re.findall(r"\$\$\((\w+)", text))
     assert {"sh", "cat", "sleep"} <= called
     assert called - {"python3", "embedmesh"} <= programs
+
+
+def test_the_image_builds_without_extras() -> None:
+    """deploy/prune.sh imports every module: of what the image lacks it must know that it is an extra."""
+    lock = (CHECKOUT / "requirements" / "install.lock").read_text()
+    has = {"embedmesh", *re.findall(r"^([\w.-]+)==", lock, re.M)}
+    lacks = {
+        name
+        for name, packages in packages_distributions().items()
+        if not has & {re.sub(r"[-_.]+", "-", each).lower() for each in packages}
+    }
+    script = (DEPLOY / "prune.sh").read_text()
+    skipped, extras = (ast.literal_eval(each) for each in re.findall(r"^(?:SKIPPED|EXTRAS) = (.*)$", script, re.M))
+    for module in (CHECKOUT / "embedmesh").rglob("*.py"):
+        name = ".".join(module.relative_to(CHECKOUT).with_suffix("").parts)
+        if name not in skipped:
+            nodes = ast.parse(module.read_text()).body
+            wanted = {each.module or "" for each in nodes if isinstance(each, ast.ImportFrom) and not each.level}
+            wanted |= {alias.name for each in nodes if isinstance(each, ast.Import) for alias in each.names}
+            assert {each.partition(".")[0] for each in wanted} & lacks <= extras, name
 
 
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
@@ -206,6 +230,21 @@ def test_what_is_asked_of_prometheus_is_shown_by_somebody(where: str) -> None:
         row = rows.get(name) or rows[re.sub(r"_(bucket|sum|count)\Z", "", name)]
         assert row.name == name or row.kind == "histogram"
         assert set(re.findall(r'(\w+)(?:=~|!=|=)"', matchers)) <= {*row.labels, *OF_PROMETHEUS}, name
+
+
+def test_rules_and_dashboard_count_what_callers_ask_models_for_in_whatever_words() -> None:
+    rows = [row for api in APIS for row in api.ROUTES]
+    paid = {row.path for row in rows if row.raw is not None and row.raw.key_checked_by_flow}
+    embeds = {row.path for row in rows if row.path in paid and row.scope == (EMBED_SCOPE,)}
+    plain = {path for path in embeds if not path.startswith("/v1/confidential/")}
+    found = [
+        (where, {row.path for row in rows if re.fullmatch(pattern, row.path)})
+        for where, query in queries().items()
+        for pattern in re.findall(r'route=~"(/[^"]*)"', query)
+    ]
+    assert len(found) == 14
+    for where, paths in found:
+        assert paths == (paid if where.startswith("embedmesh:requests_failed:") else plain), where
 
 
 def test_every_alert_says_what_to_do_and_is_seen_to_fire() -> None:

@@ -51,7 +51,8 @@ def measure() -> Figures:
     """Raises CannotRun where the clients do not install."""
     python = install("clients")
     with serving() as live, tempfile.TemporaryDirectory(prefix="embedmesh-clients-") as folder:
-        reply = json.loads(live.embed({"input": TEXTS}))
+        with live.wire() as wire:
+            reply = wire.ask(live.embed({"input": TEXTS})).json()
         job = {
             "base": live.base_url.removesuffix("/v1"),
             "key": live.api_key,

@@ -7,7 +7,7 @@ dialect decides nothing. Its failures name its own members, in its own envelope.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,9 @@ PATH = re.compile(r" - at `\$\.?(.*)`$")
 FIELD = re.compile(r"field `([^`]*)`")
 SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
 
+OUR_ADVICE = ', or send "truncate"'  # and what follows: other APIs write it in other ways
+AnyFailure = TypeVar("AnyFailure", bound=Failure)
+
 Write = Callable[[Any, Matrix, Answer], Any]
 """The reply as orjson takes it, arrays included: of the request's form, the vectors (n, width), the answer."""
 
@@ -48,15 +51,18 @@ class AdaptedCall(Call, frozen=True):
 class Adapted:
     """One request of another API. Implements `embedmesh.flow.embed.Dialect`.
 
-    `ours` makes members of OpenAI's request of the form, `names` are theirs by ours, where they differ, `echoes` says
-    whether the reply repeats the texts, and `bytes_of` how many bytes a component takes in it at most.
+    `ours` makes members of OpenAI's request of the form, `names` are theirs by ours, where they differ. `cuts`: a text
+    that is too long is cut at its end, unless the request says otherwise. `name_of` is what a model is called here.
+    `echoes` says whether the reply repeats the texts, and `bytes_of` how many bytes a component takes in it at most.
     """
 
     form: type[msgspec.Struct]
     ours: Callable[[Any], dict[str, Any]]
     write: Write
-    envelope: Callable[[Failure], bytes]
+    own_envelope: Callable[[Failure], bytes]
     names: Mapping[str, str] = field(default_factory=dict)
+    cuts: bool = False
+    name_of: Callable[[str, Catalogue], str] = lambda name, catalogue: name
     echoes: bool = False
     bytes_of: Callable[[Any], int] = lambda asked: ADAPTED_FLOAT_BYTES_MAX
 
@@ -65,14 +71,22 @@ class Adapted:
         check_values(body)
         asked = self._read(body)
         given = {name: value for name, value in self.ours(asked).items() if value is not None}
-        if named is None and "model" not in given:
-            named = sole(catalogue, terms)
+        if "model" in given:
+            given["model"] = self.name_of(given["model"], catalogue)
+        elif named is None:
+            named = sole(catalogue)
+        if self.cuts and "truncate" not in given and not _foreign(given.get("model", named), catalogue):
+            given["truncate"] = "end"
         try:
             call, model = validate(given, catalogue, terms, named)
         except CallerFailure as failure:
             raise renamed(failure, self.names) from None
         members = {name: getattr(call, name) for name in Call.__struct_fields__}
         return AdaptedCall(**members, asked=asked), model
+
+    def envelope(self, failure: Failure) -> bytes:
+        """How failures are told, also those that come once the request is parsed."""
+        return self.own_envelope(renamed(failure, self.names))
 
     def parse_ordinary(self, body: bytes, catalogue: Catalogue) -> None:
         """None: the straight path has OpenAI's requests only."""
@@ -107,12 +121,22 @@ class Adapted:
             raise in_words(str(error)) from None
 
 
-def sole(catalogue: Catalogue, terms: ParseTerms) -> str | None:
-    """The model of a request that names none: the only one that embeds here. Raises MissingParameter."""
-    found = [model.id for model in catalogue.models if model.embeds and terms.serves(model)]
+def sole(catalogue: Catalogue) -> str | None:
+    """The model of a request that names none: the only one of the catalogue that embeds. Raises MissingParameter.
+
+    Nodes come and go; so it is not the only one that has a node now.
+    """
+    names = (model.id.removesuffix(f":{model.tier}") for model in catalogue.models if model.embeds)
+    found = list(dict.fromkeys(names))  # its tiers have one
     if len(found) > 1:
         raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
     return found[0] if found else None
+
+
+def _foreign(name: str | None, catalogue: Catalogue) -> bool:
+    """Whether nobody here can cut texts for a model."""
+    model = catalogue.find(name) if name else None
+    return model is not None and model.foreign
 
 
 def in_words(error: str) -> CallerFailure:
@@ -136,8 +160,10 @@ def in_words(error: str) -> CallerFailure:
     return InvalidValue(f"{said} has a value that is not taken; /openapi.json lists those that are.", param=param)
 
 
-def renamed(failure: CallerFailure, names: Mapping[str, str]) -> CallerFailure:
-    """The failure in the words of another API: its members instead of ours."""
+def renamed(failure: AnyFailure, names: Mapping[str, str]) -> AnyFailure:
+    """The failure in the words of another API: its members instead of ours. Harmless twice."""
+    said, advice, _ = failure.message.partition(OUR_ADVICE)
+    failure.message = f"{said}." if advice else said
     for ours, theirs in names.items():
         mentions = re.compile(rf"(?<=`){re.escape(ours)}(?=[`.])")
         failure.message = mentions.sub(theirs, failure.message)

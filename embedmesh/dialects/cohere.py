@@ -43,7 +43,7 @@ class CohereEmbed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: Annotated[list[CohereInput], Meta(min_length=1, max_length=REQUEST_INPUTS_MAX)] | None = None
     input_type: InputType | None = None
     embedding_types: Kinds | None = None
-    truncate: Truncation = "END"
+    truncate: Truncation | None = None
     output_dimension: Annotated[int, Meta(ge=1)] | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     priority: int | None = None
@@ -56,7 +56,7 @@ class CohereEmbedV1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     texts: Texts
     input_type: InputType | None = None
     embedding_types: Kinds | None = None
-    truncate: Truncation = "END"
+    truncate: Truncation | None = None
 
 
 class CohereVectors(msgspec.Struct, frozen=True):
@@ -117,5 +117,5 @@ def _bytes_of(asked: CohereEmbed | CohereEmbedV1) -> int:
 
 
 NAMES = {"input": "texts", "truncate_prompt_tokens": "max_tokens"}
-EMBED = Adapted(CohereEmbed, _ours, _write, envelope, NAMES, echoes=True, bytes_of=_bytes_of)
-EMBED_V1 = Adapted(CohereEmbedV1, _ours, _write, envelope, NAMES, echoes=True, bytes_of=_bytes_of)
+EMBED = Adapted(CohereEmbed, _ours, _write, envelope, NAMES, cuts=True, echoes=True, bytes_of=_bytes_of)
+EMBED_V1 = Adapted(CohereEmbedV1, _ours, _write, envelope, NAMES, cuts=True, echoes=True, bytes_of=_bytes_of)

@@ -14,6 +14,7 @@ from embedmesh.dialects.quantised import Matrix
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
+from embedmesh.rules.ports import Catalogue
 
 LATEST = ":latest"  # Ollama's clients may add it to any name
 
@@ -25,7 +26,7 @@ class OllamaEmbed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     input: Text | Annotated[list[Text], Meta(min_length=1, max_length=REQUEST_INPUTS_MAX)]
-    truncate: bool = True
+    truncate: bool | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
@@ -56,9 +57,9 @@ class OllamaVector(msgspec.Struct, frozen=True):
     embedding: list[float]
 
 
-def plain_name(name: str) -> str:
-    """A model's name without the tag that stands for none."""
-    return name.removesuffix(LATEST)
+def name_of(name: str, catalogue: Catalogue) -> str:
+    """What a model is called here: its name as it is, or without the tag that stands for none."""
+    return name if catalogue.find(name) is not None else name.removesuffix(LATEST)
 
 
 def envelope(failure: Failure) -> bytes:
@@ -68,16 +69,16 @@ def envelope(failure: Failure) -> bytes:
 
 def _embed(asked: OllamaEmbed) -> dict[str, Any]:
     return {
-        "model": plain_name(asked.model),
+        "model": asked.model,
         "input": asked.input,
-        "truncation": asked.truncate,
+        "truncate": None if asked.truncate is None else "end" if asked.truncate else "none",
         "dimensions": asked.dimensions,
         "normalize": True,
     }
 
 
 def _embeddings(asked: OllamaEmbeddings) -> dict[str, Any]:
-    return {"model": plain_name(asked.model), "input": asked.prompt, "truncation": True, "normalize": True}
+    return {"model": asked.model, "input": asked.prompt, "normalize": True}
 
 
 def _vectors(asked: OllamaEmbed, matrix: Matrix, answer: Answer) -> dict[str, Any]:
@@ -94,5 +95,5 @@ def _vector(asked: OllamaEmbeddings, matrix: Matrix, answer: Answer) -> dict[str
     return {"embedding": matrix[0]}
 
 
-EMBED = Adapted(OllamaEmbed, _embed, _vectors, envelope, {"truncation": "truncate"})
-EMBEDDINGS = Adapted(OllamaEmbeddings, _embeddings, _vector, envelope, {"input": "prompt"})
+EMBED = Adapted(OllamaEmbed, _embed, _vectors, envelope, cuts=True, name_of=name_of)
+EMBEDDINGS = Adapted(OllamaEmbeddings, _embeddings, _vector, envelope, {"input": "prompt"}, cuts=True, name_of=name_of)

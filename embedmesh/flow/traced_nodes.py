@@ -1,7 +1,7 @@
 """What a traced request does in the queue and with nodes: the ports that it sees mark that, and pass it on."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from random import getrandbits
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +13,6 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.traces import Attribute, Trace, Tracing, asking_as, traceparent_of
 
 CANCELLED, LATE = "cancelled", "timeout"
-NOTHING = nullcontext()
 
 
 class TracedNode(NamedTuple):
@@ -62,7 +61,7 @@ class TracedAttempts:
         """What is sent inside tells a trusted node of the trace."""
         node, running = self._node_of(part.node_id), self._running.get(part)
         if node is None or not node.trusted or running is None:
-            return NOTHING
+            return asking_as(request_id, "")
         return asking_as(request_id, traceparent_of(self.trace.trace_id, running[1]))
 
     def answered(self, part: Part) -> None:

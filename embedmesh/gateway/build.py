@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
@@ -124,7 +124,9 @@ def build(
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     leases = Leases(store, clock)
-    jobs = _jobs(settings, store, fleet, world, leases, models.known, traced)
+    jobs = _jobs(
+        settings, store, fleet, world, leases, models.known, traced, on_bug=lambda: app.metrics.internal_errors.inc()
+    )
     sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     operators_access, issuer = _operators(settings, store, clock)
@@ -276,6 +278,8 @@ def _jobs(
     leases: Leases,
     known: Catalogue,
     traced: RequestTracing | None,
+    *,
+    on_bug: Callable[[], object],
 ) -> JobParts:
     """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
     clock = world.clock
@@ -285,7 +289,8 @@ def _jobs(
     files = FileStore(files_place(settings), store.files, store.batches, store.key_secret, clock, bounds)
     lines = world_of_lines(world, leftover)
     of_batch = as_it_is if traced is None else functools.partial(_traced_lines, traced)
-    runner = Runner(store.batches, files, lines, endpoints, leftover, batch_terms(settings), known, of_batch)
+    terms = batch_terms(settings)
+    runner = Runner(store.batches, files, lines, endpoints, leftover, terms, known, of_batch, on_bug)
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
     def price_min(account_id: str) -> int:

@@ -17,6 +17,7 @@ from embedmesh.gateway.network import listening_socket
 from embedmesh.gateway.parts import Gateway
 from embedmesh.gateway.reload import ReadSettings, Reloader
 from embedmesh.http.tls import Certificate
+from embedmesh.jobs.files import CLOSE_S
 from embedmesh.logs.setup import start_logging, tell
 from embedmesh.logs.writer import LogWriter
 from embedmesh.process import (
@@ -164,9 +165,11 @@ async def until_ready(registry: Registry) -> None:
 
 
 async def stop(gateway: Gateway, tasks: list[asyncio.Future[Any]], *, drain_s: float) -> None:
-    """Drain the server, end the background tasks, and close all parts."""
+    """Drain the server, end the background tasks, and close all parts. Files give up with a late drain."""
     log.info("gateway drains")
+    late = asyncio.get_running_loop().call_later(max(0.0, drain_s - CLOSE_S), gateway.files.end_soon)
     await gateway.app.server.drain(drain_s)
+    late.cancel()
     gateway.files.end_soon()
     for task in tasks:
         task.cancel()
@@ -178,7 +181,6 @@ async def stop(gateway: Gateway, tasks: list[asyncio.Future[Any]], *, drain_s: f
     await gateway.files.close()
     books = gateway.books
     await asyncio.gather(books.operators.close(), books.accounts.close(), books.checks.close())
-    await gateway.store.close()
+    sent = () if gateway.tracing is None else (asyncio.to_thread(gateway.tracing.sink.close),)
+    await asyncio.gather(gateway.store.close(), *sent)
     gateway.fleet.clients.close()
-    if gateway.tracing is not None:
-        await asyncio.to_thread(gateway.tracing.sink.close)

@@ -7,6 +7,7 @@ what the fast path takes means the same to both, which tests/http/test_fast_path
 """
 
 import asyncio
+import contextvars
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -179,7 +180,7 @@ class FastExchange:
         self.request_id = self._record.request_id
         self._line = line or fast_path.line
         self._began = time.monotonic() - self._record.seconds
-        self._task = self._loop.create_task(self._run(handle or fast_path.handle))
+        self._task = self._loop.create_task(self._run(handle or fast_path.handle), context=contextvars.Context())
 
     # -- for the handler
 

@@ -50,11 +50,14 @@ class RouteTable:
 
     def meant(self, path: str, method: str) -> str | None:
         """The method and path of the nearest route; None if none is near."""
-        near = difflib.get_close_matches(path[:GUESSED_CHARS_MAX].lower(), self._names, 1, SIMILARITY_MIN)
+        wrapped = [name for name in self._names if path.endswith(name)]  # it has all of it, behind something else
+        asked = path[:GUESSED_CHARS_MAX].lower()
+        near = wrapped or difflib.get_close_matches(asked, self._names, 1, SIMILARITY_MIN)
         if not near:
             return None
-        methods = self._exact[near[0]]
-        return f"{method if method in methods else next(iter(methods))} {near[0]}"
+        name = max(near, key=len)
+        methods = self._exact[name]
+        return f"{method if method in methods else next(iter(methods))} {name}"
 
 
 def _with_head(methods: Methods) -> Methods:

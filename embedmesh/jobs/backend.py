@@ -8,6 +8,11 @@ from typing import Protocol
 FREE_BYTES = 2**62  # object storage has room: accounts have bounds of their own
 
 
+def store_key(store_id: str) -> str:
+    """Where the mark of a store is that keeps files here."""
+    return f"stores/{store_id}"
+
+
 class Draft(Protocol):
     """What is being written. Methods raise StorageFull; then call `abort`."""
 
@@ -42,6 +47,15 @@ class FileBackend(Protocol):
 
     def make(self) -> None:
         """Prepare it. Raises SetupError, and no StorageFull: a gateway starts without it."""
+
+    def mark(self) -> None:
+        """Leave the mark of the store, `store_key`."""
+
+    def check(self) -> None:
+        """Whether it can be used now; raises StorageFull where not."""
+
+    def total_bytes(self) -> int:
+        """How many bytes files could take in all; 0 where there is no room for any, however empty it is."""
 
     def free_bytes(self) -> int:
         """How many bytes files may take yet."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from embedmesh.files import DRAFT_SUFFIX, sync
+from embedmesh.jobs.backend import store_key
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.file_failures import StorageFull
@@ -78,8 +79,9 @@ class Disk:
 
     threads_max = DISK_THREADS
 
-    def __init__(self, folder: Path, free_min: int) -> None:
+    def __init__(self, folder: Path, store_id: str, free_min: int) -> None:
         self._folder = folder
+        self._mark = folder / store_key(store_id)
         self._free_min = free_min
 
     def make(self) -> None:
@@ -89,6 +91,18 @@ class Disk:
                 raise PermissionError(errno.EACCES, "Permission denied")
         except OSError as error:
             raise SetupError(f"Cannot use the folder of files {self._folder}: {error.strerror}.") from None
+
+    def mark(self) -> None:
+        with told_as_full():
+            self.make_parent(self._mark)
+            self._mark.touch(0o600)
+
+    check = mark  # it can be written to
+
+    def total_bytes(self) -> int:
+        with told_as_full():
+            disk = os.statvfs(self._folder)
+            return max(0, disk.f_blocks * disk.f_frsize - self._free_min)
 
     def free_bytes(self) -> int:
         with told_as_full():

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +31,10 @@ FILES_SWEEP_EVERY_S = 60.0
 STRAYS_EVERY_S = 3_600.0  # contents without a row are rare: a process died between two steps
 READ_AT_ONCE_BYTES = 1024 * 1024  # by ourselves: object storage takes as long for a quarter of it
 CLOSE_S = 5.0  # for object storage, once the gateway ends: an upload that is aborted leaves nothing
+OTHER_STORES = (
+    "%s has files of other stores, so nothing that this store does not know is deleted there. Give each store a place "
+    "of its own, or, where no other store keeps files there any more, delete what is under stores/: %s"
+)
 
 T = TypeVar("T")
 
@@ -57,6 +60,7 @@ class FileStore:
         clock: Clock,
         bounds: FileBounds | None = None,
     ) -> None:
+        self.place = place
         self.rows = rows
         self._batches = batches
         self._clock = clock
@@ -67,7 +71,8 @@ class FileStore:
             f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
         )
         self.sending: Counter[str] = Counter()  # by account: bytes of files that are being uploaded here
-        self.free_bytes: int | None = None  # what files may take yet, at the last look
+        self.free_bytes: int | None = None  # what files may take yet, at the last look; None: there is no such bound
+        self.unavailable = False  # the place, at the last look
         self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     def bound(self, of_account: int) -> None:
@@ -77,7 +82,6 @@ class FileStore:
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
         await self.in_thread(self.folder.backend.make)
-        await self._look()
 
     def end_soon(self) -> None:
         """The gateway ends: what waits for object storage gives up in CLOSE_S."""
@@ -211,26 +215,38 @@ class FileStore:
             swept += 1
         swept += await self._batches.forget()
         if self._clock.monotonic() - self._strays_s >= STRAYS_EVERY_S:
+            others = await self.in_thread(self.folder.other_stores)
             self._strays_s = self._clock.monotonic()
-            swept += await self._sweep_strays()
+            if others:
+                log.error(OTHER_STORES, self.place, ", ".join(others[:5]))
+            else:
+                swept += await self._sweep_strays()
         return swept
 
     async def watch(self) -> None:
         """Sweep now and then, for ever; cancel it."""
         while True:
+            await self.look()
             try:
                 await self.sweep()
             except (StoreUnavailable, StorageFull):
                 log.info("files cannot be swept now: they wait")
             await asyncio.sleep(FILES_SWEEP_EVERY_S)
-            await self._look()
+
+    async def look(self) -> None:
+        """How the place is, for /metrics."""
+        try:
+            self.free_bytes = await self.in_thread(self._free_bytes)
+            self.unavailable = False
+        except StorageFull:
+            self.unavailable = True
 
     # -- within
 
-    async def _look(self) -> None:
-        with suppress(StorageFull):
-            free = await self.in_thread(self.folder.backend.free_bytes)
-            self.free_bytes = free if free < FREE_BYTES else None
+    def _free_bytes(self) -> int | None:
+        backend = self.folder.backend
+        backend.check()
+        return backend.free_bytes() if 0 < backend.total_bytes() < FREE_BYTES else None
 
     async def drop(self, file_id: str) -> None:
         """Delete the contents of a file without a row; if that fails, they are swept later."""

@@ -3,10 +3,12 @@ folder's own threads.
 
     contents/3f/file-…         a file; the last two characters of its id are its shelf
     segments/batch_…/seg_…     the results of a unit
+    stores/…                   a mark of each store that keeps files here
 
 Names are ours alone: a caller's file name is in the store only.
 """
 
+import hmac
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,9 @@ from embedmesh.jobs.backend import Draft, FileBackend, Stored
 from embedmesh.jobs.chunks import CHUNK_BYTES, ContentsLost, SealedReader, SealedWriter
 from embedmesh.jobs.disk import Disk
 from embedmesh.jobs.objects import ObjectStorage
+from embedmesh.rules.file_failures import StorageFull
 
+STORE_INFO = b"embedmesh store of files v1"
 STRAY_S = 3_600.0  # since the last write: what has no row by then never gets one
 NAMES_AT_ONCE = 500  # that the store is asked about together
 OWN_NAME = re.compile(r"[A-Za-z0-9_-]{4,80}")
@@ -79,7 +83,10 @@ class FileFolder:
 
     def __init__(self, place: Path | str, key_secret: bytes, free_min: int) -> None:
         """`place` is a folder, or the address of object storage. `free_min` bytes of a disk stay free."""
-        self.backend: FileBackend = ObjectStorage(place) if isinstance(place, str) else Disk(place, free_min)
+        self._store_id = hmac.digest(key_secret, STORE_INFO, "sha256")[:8].hex()
+        self.backend: FileBackend = (
+            ObjectStorage(place, self._store_id) if isinstance(place, str) else Disk(place, self._store_id, free_min)
+        )
         self._key_secret = key_secret
         self.threads = ThreadPoolExecutor(self.backend.threads_max, thread_name_prefix="files")
 
@@ -102,6 +109,14 @@ class FileFolder:
     def drop_segments(self, batch_id: str) -> None:
         """Delete all segments of a batch. What cannot be deleted now is a stray."""
         self.backend.drop(segments_key(batch_id))
+
+    def other_stores(self) -> list[str]:
+        """Ids of other stores that keep files here: what nobody knows may be theirs."""
+        self.backend.mark()
+        found = self.backend.names("stores")
+        if self._store_id not in found:
+            raise StorageFull("Files cannot be listed now. Try again later.")
+        return [each for each in found if each != self._store_id]
 
     def file_ids(self) -> Iterator[list[str]]:
         """Ids of all files, and of drafts; some at a time."""

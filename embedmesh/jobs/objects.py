@@ -2,6 +2,7 @@
 
     KEY/000000, KEY/000001 …   the parts of what was written, each of PART_BYTES
     KEY/end                    how long it is, and what is behind the last whole part
+    stores/ID                  a mark: the store of that id keeps files here
 
 Object storage renames nothing. So parts are objects of their own, and `end` is written last: what has no `end` is not
 there. A multipart upload would do the same in another way for each make of storage, would hide what a gateway that died
@@ -25,7 +26,7 @@ from typing import Any
 
 from embedmesh.bulk.remote import file_system
 from embedmesh.bulk.usage import WrongUsage
-from embedmesh.jobs.backend import FREE_BYTES
+from embedmesh.jobs.backend import FREE_BYTES, store_key
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.file_failures import StorageFull
@@ -42,6 +43,7 @@ HEAD = struct.Struct(">4sIQ")  # of `end`: a mark, the size of a part, the size 
 MARK = b"EMO1"
 AWAY = "Files cannot be kept or read now. Try again later."
 NO_BUCKET = "NoSuchBucket"  # which is told as an object that is not there
+NO_KEY = "NoSuchKey"  # the one 404 of S3 that says so; any other may be of a proxy before it
 CUT = "InvalidRange"  # what is asked for lies behind its end
 ERROR_CODE = re.compile(r"[A-Za-z]{1,64}")
 WRITTEN = ("LastModified", "last_modified", "updated", "mtime", "created")  # when, as makes of storage call it
@@ -124,8 +126,10 @@ class ObjectStorage:
 
     threads_max = OBJECT_THREADS
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, store_id: str) -> None:
         self._address = address
+        self._mark = store_key(store_id)
+        self._marked = False
         self._system: Any = None
         self._root = ""
         self._away_until_s = 0.0
@@ -159,25 +163,61 @@ class ObjectStorage:
     def free_bytes(self) -> int:
         return FREE_BYTES
 
+    total_bytes = free_bytes
+
     def begin(self, key: str) -> ObjectDraft:
         return ObjectDraft(self, key)
 
     def open(self, key: str) -> StoredObject:
         return StoredObject(self, key)
 
+    def mark(self) -> None:
+        self._pipe(self._mark, b"1")
+        self._marked = True
+
+    def check(self) -> None:
+        if self._marked:
+            with suppress(FileNotFoundError):  # somebody has deleted it
+                self._cat(self._mark, 0, 1)
+                return
+        self.mark()
+
     def put(self, key: str, content: bytes) -> None:
         """Write an object. Raises StorageFull."""
+        if not self._marked:
+            self.mark()  # first: see `get`
+        self._pipe(key, content)
+
+    def _pipe(self, key: str, content: bytes) -> None:
         try:
             self._do("pipe_file", f"{self._root}/{key}", content)
         except FileNotFoundError as error:  # no bucket, in whatever words
             raise self._away("pipe_file", error) from None
 
     def get(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes of an object, as far as it has them. Raises ContentsLost, StorageFull."""
+        """Bytes of an object, as far as it has them. Raises ContentsLost, StorageFull.
+
+        An object is lost where S3 says so; with a driver that only says "not found", where it is not found again once
+        the mark of the store was.
+        """
         try:
-            found: bytes = self._do("cat_file", f"{self._root}/{key}", start=start, end=stop)
+            return self._cat(key, start, stop)
+        except FileNotFoundError as error:
+            if _code(error) == NO_KEY:
+                raise ContentsLost("there is no such object") from None
+            if _response(error) is not None:
+                raise self._away("cat_file", error) from None
+        try:
+            self._cat(self._mark, 0, 1)
+        except FileNotFoundError as error:
+            raise self._away("cat_file", error) from None
+        try:
+            return self._cat(key, start, stop)
         except FileNotFoundError:
             raise ContentsLost("there is no such object") from None
+
+    def _cat(self, key: str, start: int, stop: int) -> bytes:
+        found: bytes = self._do("cat_file", f"{self._root}/{key}", start=start, end=stop)
         return found
 
     def drop(self, key: str) -> None:
@@ -193,7 +233,10 @@ class ObjectStorage:
         return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
 
     def is_old(self, key: str, age_s: float) -> bool:
-        found = self._do("find", f"{self._root}/{key}", detail=True)
+        try:
+            found = self._do("find", f"{self._root}/{key}", detail=True)
+        except FileNotFoundError as error:
+            raise self._away("find", error) from None
         return bool(found) and all(time.time() - _written_s(about) > age_s for about in found.values())
 
     def cut(self) -> None:
@@ -202,7 +245,7 @@ class ObjectStorage:
                 self._cut.set_result(None)
 
     def _do(self, operation: str, *given: Any, drops: bool = False, **options: Any) -> Any:
-        """What an operation of the driver returns. Raises FileNotFoundError, StorageFull."""
+        """What an operation of the driver returns. Raises FileNotFoundError, ContentsLost, StorageFull."""
         if self._cut.done() or (time.monotonic() < self._away_until_s and not drops):
             raise StorageFull(AWAY)
         within_s = DROP_S if drops else OPERATION_S
@@ -223,7 +266,7 @@ class ObjectStorage:
             raise
         except Exception as error:  # noqa: BLE001 - each make of storage has errors of its own
             if _code(error) == CUT:
-                raise FileNotFoundError from None
+                raise ContentsLost("the object was cut") from None
             raise self._away(operation, error) from None
 
     def _away(self, operation: str, error: Exception) -> StorageFull:
@@ -242,9 +285,14 @@ class ObjectStorage:
 
 def _code(error: BaseException) -> str:
     """What S3 calls an error, such as `AccessDenied`; empty for another."""
-    response = getattr(error.__cause__ or error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    code = (_response(error) or {}).get("Error", {}).get("Code")
     return code if isinstance(code, str) and ERROR_CODE.fullmatch(code) else ""
+
+
+def _response(error: BaseException) -> dict[str, Any] | None:
+    """What S3 has answered; None of a driver that does not tell."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return response if isinstance(response, dict) else None
 
 
 def _written_s(about: dict[str, Any]) -> float:

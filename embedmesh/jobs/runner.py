@@ -11,6 +11,7 @@ now is tried again; a batch waits for nodes, for room and for the store until it
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import NoReturn
 
 from embedmesh.fleet.leftover import Leftover
@@ -48,16 +49,17 @@ class Runner:
         terms: BatchTerms | None = None,
         known: Catalogue | None = None,
         of_batch: OfBatch = as_it_is,
+        on_bug: Callable[[], object] = lambda: None,
     ) -> None:
         """`world` is the one for lines of batches: its fleet is patient, and nothing in it limits a key.
 
         `known` has the models of batches that have begun, also those that have left the catalogue since. `of_batch`
-        makes the operation for one batch of that of its endpoint.
+        makes the operation for one batch of that of its endpoint. `on_bug` is called for each bug of ours.
         """
         self._batches = batches
         self._clock = world.clock
         validations, units = Shares(VALIDATIONS_MAX), Shares(UNITS_OF_GATEWAY_MAX)
-        self.counts, terms, known = BatchCounts(), terms or BatchTerms(), known or world.catalogue
+        self.counts, terms, known = BatchCounts(on_bug), terms or BatchTerms(), known or world.catalogue
         parts = (batches, files, world, endpoints, leftover, terms, known)
         self._tools = BatchTools(*parts, validations, units, self.counts, of_batch)
         self._room = Shares(BATCHES_OF_GATEWAY_MAX)  # nobody's batches keep those of others from being taken
@@ -138,6 +140,7 @@ class Runner:
         except LeaseLost:
             log.info("batch %s is another gateway's now", batch.batch_id)
         except Exception as error:  # noqa: BLE001 - a bug of ours: the lease runs out, and it is tried again
+            self.counts.on_bug()
             log.error("batch %s: internal error: %s", batch.batch_id, where(error))
         finally:
             del self._news[batch.batch_id]

@@ -7,7 +7,7 @@ Nothing is written here. What ends before that step was not charged, and is done
 import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -103,9 +103,16 @@ class UnitWork:
     """Works off units of one batch."""
 
     def __init__(
-        self, world: World, operation: Operation, batch: Batch, caller: Caller, leftover: Leftover, stopping: Stopping
+        self,
+        world: World,
+        operation: Operation,
+        batch: Batch,
+        caller: Caller,
+        leftover: Leftover,
+        stopping: Stopping,
+        on_bug: Callable[[], object] = lambda: None,
     ) -> None:
-        """`world` has the batch's prices."""
+        """`world` has the batch's prices. `on_bug` is called for each bug of ours."""
         self._world = world
         self._operation = operation
         self._batch = batch
@@ -113,6 +120,7 @@ class UnitWork:
         self._leftover = leftover
         self._stopping = stopping
         self._feeding = asyncio.Lock()
+        self._on_bug = on_bug
 
     async def results(self, unit: BatchUnit, pieces: AsyncIterator[bytes]) -> list[LineResult]:
         """The results of all lines of a unit, in their order; `pieces` are its bytes."""
@@ -146,6 +154,7 @@ class UnitWork:
         except Failure as failure:
             return LineResult(None, _refused_line(request_id, line.custom_id, failure))
         except Exception as error:  # noqa: BLE001 - a bug of ours: this line fails, the others do not
+            self._on_bug()
             log.error("internal error: %s [%s]", where(error), request_id, extra={"request_id": request_id})
             return LineResult(None, _refused_line(request_id, line.custom_id, InternalError("A bug of ours.")))
 

@@ -61,9 +61,18 @@ class Validation:
     """The validation of one batch, as far as it is."""
 
     def __init__(
-        self, world: World, operation: Operation, endpoint: str, caller: Caller, terms: BatchTerms, add_units: AddUnits
+        self,
+        world: World,
+        operation: Operation,
+        endpoint: str,
+        caller: Caller,
+        terms: BatchTerms,
+        add_units: AddUnits,
+        on_bug: Callable[[], object] = lambda: None,
     ) -> None:
+        """`on_bug` is called for each bug of ours."""
         self._world = world
+        self._on_bug = on_bug
         self._operation = operation
         self._endpoint = endpoint
         self._caller = caller
@@ -166,6 +175,7 @@ class Validation:
             except Failure:
                 return None
             except Exception as error:  # noqa: BLE001 - a bug of ours: that line fails when its turn comes, no other does
+                self._on_bug()
                 log.error("internal error: %s", where(error))
                 return None
 

@@ -46,7 +46,8 @@ T = TypeVar("T")
 class BatchCounts:
     """What the batches of one gateway came to since its start, by the names of its metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_bug: Callable[[], object]) -> None:
+        self.on_bug = on_bug  # called for each bug of ours that a batch meets
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._lines: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[tuple[str, ...]] = Counter()
@@ -153,8 +154,8 @@ class BatchWork:
         async def add(units: Sequence[BatchUnit]) -> None:
             await again(lambda: self._batches.add_units(lease, units))
 
-        terms = self._tools.terms
-        validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add)
+        terms, on_bug = self._tools.terms, self._tools.counts.on_bug
+        validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add, on_bug)
 
         async def plan_file() -> BatchPlan:
             async with aclosing(self._files.read(batch.input_file_id, at_once=READ_AT_ONCE_BYTES)) as pieces:
@@ -297,7 +298,8 @@ class BatchWork:
 
     def _unit_work(self, stopping: Stopping) -> UnitWork:
         world = at_prices(self._world, self._batch.prices, self._tools.known)
-        return UnitWork(world, self._operation, self._batch, self._caller, self._tools.leftover, stopping)
+        leftover, on_bug = self._tools.leftover, self._tools.counts.on_bug
+        return UnitWork(world, self._operation, self._batch, self._caller, leftover, stopping, on_bug)
 
     async def _results(self, work: UnitWork, unit: BatchUnit) -> list[LineResult]:
         """Raises ContentsLost, StorageFull."""

@@ -85,18 +85,24 @@ class LogWriter:
         while not self._stopped:
             self._wake.wait()
             self._wake.clear()
-            if not self._lines and not self._stopping:
-                time.sleep(LOG_GATHER_S)  # noqa: TID251 - in its own thread
-            while (self._lines or self._requests) and not self._stopped:
-                self._write(self._some())
-            if self.dropped != self._said and not self._stopped:
-                lost, self._said = self.dropped - self._said, self.dropped
-                words = "%d log lines were dropped: what reads standard error is too slow, or has gone"
-                record = logging.LogRecord("embedmesh.logs", logging.WARNING, __file__, 0, words, (lost,), None)
-                self._write(self.form.of_record(record))
+            try:
+                self._empty()
+            except Exception:  # noqa: BLE001 - a bug of ours must not end the thread
+                self.dropped += 1
             self._awake = False
             if self._lines or self._requests:  # they came after the last look, and nobody has woken us for them
                 self._wake.set()
+
+    def _empty(self) -> None:
+        if not self._lines and not self._stopping:
+            time.sleep(LOG_GATHER_S)  # noqa: TID251 - in its own thread
+        while (self._lines or self._requests) and not self._stopped:
+            self._write(self._some())
+        if self.dropped != self._said and not self._stopped:
+            lost, self._said = self.dropped - self._said, self.dropped
+            words = "%d log lines were dropped: what reads standard error is too slow, or has gone"
+            record = logging.LogRecord("embedmesh.logs", logging.WARNING, __file__, 0, words, (lost,), None)
+            self._write(self.form.of_record(record))
 
     def _some(self) -> bytes:
         """Whole lines, as many as may be written in one piece; lines before requests. At least one."""

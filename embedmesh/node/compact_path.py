@@ -15,7 +15,7 @@ from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import json_head, own_request_id
-from embedmesh.http.request_notes import note_end
+from embedmesh.http.request_notes import NOBODY_LEFT, note_end
 from embedmesh.node.app import LATE, QUEUE_FULL_STATUS, CompactDone
 from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, SEALED_HEAD, VECTORS_HEAD
 from embedmesh.rules.errors import DeadlineExceeded, Failure, Overloaded, RequestTimeout
@@ -175,7 +175,7 @@ class CompactExchange:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._drop: Callable[[], object] | None = None  # while it is embedded
-        self._replied = False
+        self._replied = self._noted = False  # `noted` in the access log
         self._last = False  # on this connection
         self.over = False
         self._ended: asyncio.Future[None] | None = None  # `stopped` waits for it
@@ -216,7 +216,7 @@ class CompactExchange:
     def lost(self) -> None:
         """The connection is gone: what waits for it is never computed."""
         if not self.over and not self._replied:
-            self._note("dropped", 0, 0, 0)
+            self._note(NOBODY_LEFT, 0, 0, 0)
         if self._drop is not None:
             self._drop()
         self._end()
@@ -279,7 +279,6 @@ class CompactExchange:
             self._path.watch(self, self._loop)
         except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
             self._refuse(error)
-            return
 
     def _embedded(self, reply: bytes | Exception, tokens: int) -> None:
         self._drop = None
@@ -311,13 +310,14 @@ class CompactExchange:
         self._write(json_head(status, request_id, more, len(body)) + body)
 
     def _note(self, outcome: str, status: int, size: int, tokens: int) -> None:
-        if (access := self._path.access) is not None:
+        if (access := self._path.access) is not None and not self._noted:
+            self._noted = True
             record = RequestRecord(
                 self._checked.request_id if self._checked is not None else "",
                 method=self._asked.method,
                 route=self._asked.path,
                 status=status,
-                outcome=outcome,
+                outcome=NOBODY_LEFT if self._transport.is_closing() else outcome,
                 bytes_in=self._bytes_in,
                 bytes_out=size,
                 tokens=tokens,

@@ -217,7 +217,7 @@ _asked: ContextVar[tuple[str, str] | None] = ContextVar("asked", default=None)
 
 @contextmanager
 def asking_as(request_id: str, traceparent: str) -> Iterator[None]:
-    """What is asked of a node inside, for that request, is asked with this `traceparent`."""
+    """What is asked of a node inside, for that request, is asked with this `traceparent`; empty for none."""
     before = _asked.set((request_id, traceparent))
     try:
         yield
@@ -231,6 +231,6 @@ def traceparent_line(request_id: str | None = None) -> bytes:
     With a `request_id`, only if the line is that request's: several share a call that any of them may have begun.
     """
     asked = _asked.get()
-    if asked is None or request_id not in (None, asked[0]):
+    if asked is None or not asked[1] or request_id not in (None, asked[0]):
         return b""
     return b"Traceparent: %b\r\n" % asked[1].encode("ascii")

@@ -1,9 +1,10 @@
 """The connections to one server: those that we open, and those that the server opens to us."""
 
 import asyncio
+import contextvars
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -50,9 +51,12 @@ class ConnectionPool(Protocol):
 
 
 class OutboundPool:
-    """Connections that we open, and keep for the next exchange."""
+    """Connections that we open, and keep for the next exchange.
 
-    def __init__(self, dial: Callable[[], Awaitable[Connection]]) -> None:
+    They are dialled in a context of their own: what a node answers runs in it, whichever request asked first.
+    """
+
+    def __init__(self, dial: Callable[[], Coroutine[Any, Any, Connection]]) -> None:
         self._dial = dial
         self._idle: list[Connection] = []
         self._growing: set[asyncio.Task[None]] = set()
@@ -74,7 +78,7 @@ class OutboundPool:
 
     def grow(self) -> None:
         if len(self._growing) < GROWING_MAX and not self._closed:
-            task = asyncio.get_running_loop().create_task(self._grow())
+            task = asyncio.get_running_loop().create_task(self._grow(), context=contextvars.Context())
             self._growing.add(task)
             task.add_done_callback(self._growing.discard)
 
@@ -92,7 +96,7 @@ class OutboundPool:
                 # The idle connection was closed: the node restarted. Embedding twice does no harm.
             finally:
                 self.put_back(connection)
-        connection = await self._dial()
+        connection = await self._dialled()
         try:
             return await connection.exchange(build(), limit)
         finally:
@@ -106,7 +110,16 @@ class OutboundPool:
                 if connection.heard:
                     raise
                 # As in `exchange`.
-        return await _begun(await self._dial(), build(), limit, self.put_back)
+        return await _begun(await self._dialled(), build(), limit, self.put_back)
+
+    async def _dialled(self) -> Connection:
+        dialling = asyncio.get_running_loop().create_task(self._dial(), context=contextvars.Context())
+        try:
+            return await dialling
+        except asyncio.CancelledError:
+            if dialling.done() and not dialling.cancelled() and dialling.exception() is None:
+                dialling.result().abort()  # it came in the moment in which nobody waited any more
+            raise
 
     def close(self) -> None:
         self._closed = True

@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import cohere, google, ollama, tei
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import FORMS
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import ContextLengthExceeded, Failure
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.models import Model
 from embedmesh.rules.served import ORDINARY
@@ -45,6 +46,23 @@ def test_ollama_cuts_long_texts_and_scales_unless_told_otherwise() -> None:
     assert replied(ollama.EMBEDDINGS, model="tiny", prompt="a")["embedding"] == VECTORS[0].tolist()
 
 
+def test_texts_for_a_foreign_model_are_not_cut_and_a_tag_is_dropped_only_where_it_is_no_name() -> None:
+    """Nobody here has its tokenizer: to ask for a cut would refuse every request."""
+    foreign = Model(id="far", width=4, max_tokens=16, price=1)
+    tagged = Model(id="tiny:latest", folder="z", width=4, max_tokens=16, price=1)
+    there = Catalogue((TINY, foreign, tagged))
+    assert parsed(ollama.EMBED, there, model="far", input="a").truncate == "none"
+    assert parsed(ollama.EMBEDDINGS, there, model="far:latest", prompt="a").truncate == "none"
+    assert parsed(cohere.EMBED, there, model="far", texts=["a"]).truncate == "none"
+    assert parsed(ollama.EMBED, there, model="tiny:latest", input="a").model == "tiny:latest"
+
+
+def test_what_fails_once_a_request_is_parsed_is_told_in_its_own_words() -> None:
+    words = '`input.1` has 9 tokens; it takes at most 5. Shorten it, or send "truncate": "end".'
+    told = json.loads(tei.EMBED.envelope(ContextLengthExceeded(words, param="input.1")))
+    assert told["error"] == "`inputs.1` has 9 tokens; it takes at most 5. Shorten it."
+
+
 def test_cohere_gives_every_type_that_is_asked_for() -> None:
     kinds = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
     reply = replied(cohere.EMBED, model="tiny", texts=["a", "b"], input_type="search_query", embedding_types=kinds)
@@ -71,6 +89,8 @@ def test_cohere_takes_inputs_for_texts_and_bounds_tokens() -> None:
 
 
 def test_tei_has_the_model_of_its_path_or_the_only_one() -> None:
+    faster = msgspec.structs.replace(TINY, id="tiny:fast", tier="fast")
+    assert parsed(tei.EMBED, Catalogue((TINY, faster)), inputs="a").model == "tiny"
     call = parsed(tei.EMBED, inputs="a")
     assert (call.model, call.truncate, call.normalize) == ("tiny", "none", True)
     assert parsed(tei.EMBED, TWO, "other", inputs="a", truncate=True, truncation_direction="Left").truncate == "start"

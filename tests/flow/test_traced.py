@@ -16,7 +16,7 @@ from embedmesh.flow.leases import Leases
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.traced import TracedBatchOperation, TracedOperation
-from embedmesh.flow.traced_nodes import RequestTracing, TracedNode
+from embedmesh.flow.traced_nodes import RequestTracing, TracedAttempts, TracedNode
 from embedmesh.flow.traced_straight import TracedStraight
 from embedmesh.http.failures import envelope
 from embedmesh.rules.caching import CachePolicy
@@ -27,7 +27,7 @@ from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
-from embedmesh.rules.traces import Sampler, Trace, Tracing, traceparent_line, traceparent_of
+from embedmesh.rules.traces import Sampler, Trace, Tracing, asking_as, traceparent_line, traceparent_of
 from tests.flow.sealed import envelope as sealed_envelope
 from tests.flow.speaking import HELLO, WORDS, Reader, Speakers, answer, speaking_world, usage_event
 from tests.flow.test_confidential import Scene
@@ -345,3 +345,15 @@ async def test_a_confidential_request() -> None:
     assert good.attributes["embedmesh.confidential"] is True
     assert good.marks[3].attributes["embedmesh.node_id"] == "n0"
     assert (steps(bad), bad.error) == (["count", "hold", "queue", "attempt closed"], "no_node_available")
+
+
+def test_a_node_that_is_not_trusted_is_told_of_no_trace_whatever_runs_around() -> None:
+    desk = TracedDesk()
+    trace = desk.tracing.begin(None, "a", 0.0)
+    assert trace is not None
+    attempts = TracedAttempts(trace, desk.traced)
+    for node_id in ("n0", "n1"):
+        part = Part(node_id, (0,), 1, 0.1)
+        attempts.given(part)
+        with asking_as("req_0", ASKS), attempts.asking(part, "req_1"):
+            assert bool(traceparent_line()) is bool(traceparent_line("req_1")) is (node_id == "n0")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.rules.errors import NodeBroke, NodeUnreachable, WrongAnswer
+from embedmesh.rules.traces import asking_as, traceparent_line, traceparent_of
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.upstream.http1 import Connection
 from embedmesh.upstream.http1_stream import HELD_BYTES_MAX, LEFT_BYTES_MAX, READ_BYTES_MAX, BodyStream
@@ -428,3 +429,20 @@ async def test_any_split_and_any_cut(pieces: list[bytes], cuts: list[int], frami
                     await stream.read_all(LIMIT)
             assert not connection.usable
         assert put_back == [connection]
+
+
+async def test_a_connection_is_dialled_in_a_context_of_its_own() -> None:
+    """Callbacks of a connection run in the context that made it: no later request may find the trace."""
+    found: list[bytes] = []
+
+    async def dial() -> Connection:
+        found.append(traceparent_line())
+        raise NodeUnreachable("nobody there")
+
+    pool = OutboundPool(dial)
+    with asking_as("req_1", traceparent_of(1, 2)):
+        pool.grow()
+        for ask in (pool.exchange, pool.stream):
+            with pytest.raises(NodeUnreachable):
+                await ask(lambda: REQUEST, LIMIT)
+    assert found == [b""] * 3

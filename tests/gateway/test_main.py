@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,8 @@ async def test_it_serves_until_something_ends_it(
         store = await open_store(settings, clock, ending)
         assert store is not None
         gateway = build(settings, MODELS, store, clock)
+        gateway.runner.counts.on_bug()
+        assert b"\nembedmesh_internal_errors_total 1.0\n" in gateway.app.metrics.text(), "one that a batch has met"
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         port = listener.getsockname()[1]
@@ -125,6 +128,25 @@ async def test_it_serves_until_something_ends_it(
         assert all(task.done() for task in tasks)
         with pytest.raises(ConnectionRefusedError):
             await send(port, request("GET", "/health", b"", key=None))
+
+
+async def test_files_give_up_while_a_drain_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their time is not added to that of the drain: `serve` waits for both together."""
+    for module in ("gateway.main", "jobs.files"):
+        monkeypatch.setattr(f"embedmesh.{module}.CLOSE_S", 0.05)
+    settings = GatewaySettings(data_dir=tmp_path)
+    store = await open_store(settings, SystemClock(), Ending(settings))
+    assert store is not None
+    gateway = build(settings, MODELS, store, SystemClock())
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in gateway.background]
+    cut = asyncio.Event()
+
+    async def drain(timeout_s: float) -> None:
+        await asyncio.wait_for(cut.wait(), 30)
+
+    monkeypatch.setattr(gateway.files.folder.backend, "cut", cut.set)
+    monkeypatch.setattr(gateway.app.server, "drain", drain)
+    await stop(gateway, tasks, drain_s=0.1)
 
 
 async def test_told_to_stop_while_another_gateway_is_alone_with_the_store_it_leaves(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ async def test_a_page_has_what_the_reference_lists(gw: Gateway) -> None:
     labels = {row.name: set(row.labels) for row in [*GATEWAY, *FLEET, *PROCESS]}
     assert {name: found for name, found in labelled(text).items() if found != labels[name]} == {}
     assert 'embedmesh_ledger_checks_total{result="right"} 1.0' in text
+    assert 'embedmesh_ledger_checked_timestamp_seconds{result="right"} 1' in text
 
 
 def come(registry: Registry, number: int) -> None:

@@ -291,7 +291,7 @@ def test_keys_that_cannot_be_used_are_left_out() -> None:
 @asynccontextmanager
 async def serving(handler: Callable[[web.BaseRequest], Any]) -> AsyncIterator[str]:
     server = web.Server(handler)
-    runner = web.ServerRunner(server)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
     sock = socket.create_server(("127.0.0.1", 0))
     await web.SockSite(runner, sock).start()

@@ -101,6 +101,7 @@ OPERATIONS = [
     ("/v1/nodes/{node_id}/heartbeat", "POST"),
     ("/v1/nodes/{node_id}/drain", "POST"),
     ("/v1/nodes/{node_id}/dial", "GET"),
+    ("/v1/admin/reload", "POST"),
     ("/v1/admin/nodes", "GET"),
     ("/v1/admin/nodes", "POST"),
     ("/v1/admin/nodes/{node_id}", "GET"),

@@ -29,6 +29,7 @@ from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.exchange import Delivery, Reply
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
+from embedmesh.rules.traces import asking_as, traceparent_line, traceparent_of
 from tests.data import quick_or
 from tests.http.raw import Raw, read_reply, request, send, serving
 
@@ -938,3 +939,14 @@ async def test_what_takes_too_long_is_broken_off_by_draining() -> None:
                 await answer(reader)
         await until(lambda: service.cancelled)
     assert service.taken() == 0
+
+
+@on_each_loop
+async def test_a_request_knows_nothing_of_the_context_that_its_connection_was_made_in() -> None:
+    """Such as the trace of a request that was under way then."""
+    service, found = Service(), list[bytes]()
+    service.before_reply = lambda: found.append(traceparent_line())
+    with asking_as("req_1", traceparent_of(1, 2)):
+        async with serving(service.server) as port:
+            await send(port, request(body=BODY))
+    assert (service.on_fast_path, found) == (1, [b""])

@@ -3,8 +3,11 @@
 import asyncio
 import datetime
 import logging
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -30,6 +33,7 @@ from embedmesh.http.connections import Connections
 from embedmesh.http.server import HttpServer
 from embedmesh.http.tls import Certificate
 from embedmesh.rules.errors import SetupError
+from tests.data import CHECKOUT
 from tests.http.raw import read_reply, request
 
 LOCAL = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
@@ -74,7 +78,7 @@ async def serving_tls(certificate: Certificate, connections_max: int = 100) -> A
         return web.Response(text="hello")
 
     connections = Connections(connections_max)
-    server = HttpServer({"/hello": {"GET": hello}}, head_s=20.0, connections=connections)
+    server = HttpServer({path: {"GET": hello} for path in ("/hello", "/health")}, head_s=20.0, connections=connections)
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
     await server.start(sock, certificate)
@@ -111,6 +115,13 @@ async def test_versions_of_today_are_spoken(pair: Pair, version: ssl.TLSVersion)
     async with serving_tls(Certificate(pair.certificate, pair.key)) as port, connected(port, context) as (tls, _):
         assert tls.version() == version.name.replace("v1_", "v1.")
         assert tls.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_a_containers_health_check_asks_over_tls_whatever_the_certificate(pair: Pair) -> None:
+    check = [sys.executable, str(CHECKOUT / "deploy" / "healthcheck.py")]
+    async with serving_tls(Certificate(pair.certificate, pair.key)) as port:
+        environment = os.environ | {"EMBEDMESH_PORT": str(port), "EMBEDMESH_MONITOR": ""}
+        assert (await asyncio.to_thread(subprocess.run, check, env=environment)).returncode == 0
 
 
 async def test_files_that_are_written_while_they_are_read_keep_nobody_out(pair: Pair) -> None:

@@ -62,10 +62,11 @@ def on_disk(files: FileStore) -> list[str]:
     """The names of all files and segments, drafts too, wherever they are kept."""
     backend = files.folder.backend
     if isinstance(backend, Disk):
-        return sorted(path.name for path in backend._folder.rglob("*") if path.is_file())
+        paths = [path for path in backend._folder.rglob("*") if path.parent.name != "stores"]
+        return sorted(path.name for path in paths if path.is_file())
     assert isinstance(backend, ObjectStorage)
     system, root = file_system(backend._address, use_listings_cache=False)
-    return sorted({path.split("/")[-2] for path in system.find(root) if path != root})
+    return sorted({path.split("/")[-2] for path in system.find(root) if path != root and "/stores/" not in path})
 
 
 def grow_old(files: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +194,19 @@ async def test_an_account_fills_a_share_of_the_disk_only(files: FileStore) -> No
     assert await files.bytes_allowed("a", 123) == 123
 
 
+async def test_a_disk_that_can_never_hold_files_shows_no_room_that_could_be_too_little(files: FileStore) -> None:
+    """A gateway of the chart without a claim has a few MiB: that is no alert."""
+    await files.look()
+    assert (files.free_bytes or 0) > 0 and not files.unavailable
+    small = FileStore(
+        Path(files.place), files.rows, files._batches, SECRET, files._clock, FileBounds(disk_free_min=2**60)
+    )
+    await small.open()
+    await small.look()
+    assert small.free_bytes is None and not small.unavailable
+    await small.close()
+
+
 async def test_what_an_account_may_send_follows_from_its_money(files: FileStore, store: Store, shop: Shop) -> None:
     """One without money may try; what was spent lately counts, and the output of paid work does not."""
     price = 20_000_000  # $0.02 a million tokens
@@ -293,6 +307,28 @@ async def test_contents_without_a_row_are_swept_when_they_are_old(
     assert await files.sweep() == 3
     assert on_disk(files) == [row.file_id]
     await draft.abort()
+
+
+async def test_nothing_is_swept_where_another_store_keeps_files(
+    files: FileStore,
+    store: Store,
+    shop: Shop,
+    place: Path | str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a store does not know may be of the other one, whichever came first; the log says what to do."""
+    other = FileStore(place, store.files, store.batches, bytes(32), shop.clock, FileBounds(disk_free_min=0))
+    await other.open()
+    await other.sweep()
+    await files.write_segment("batch_unknown", [b"x"], [b"y"])
+    grow_old(files, monkeypatch)
+    assert await files.sweep() == 0
+    shop.clock.skipped_s += HOUR_S
+    assert await other.sweep() == 0
+    assert len(on_disk(files)) == 1
+    assert caplog.text.count("delete what is under stores/") == 2
+    await other.close()
 
 
 async def test_a_batch_reads_its_file_though_it_was_deleted(files: FileStore, store: Store, shop: Shop) -> None:

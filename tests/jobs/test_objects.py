@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,6 +33,7 @@ from tests.jobs.test_files import (
     test_contents_without_a_row_are_swept_when_they_are_old,
     test_files_are_deleted_and_expire,
     test_no_path_comes_from_elsewhere,
+    test_nothing_is_swept_where_another_store_keeps_files,
     test_segments_keep_output_and_errors_apart,
     test_two_gateways_share_a_folder,
     test_uploads_at_one_time_do_not_pass_the_bound_together,
@@ -45,6 +47,7 @@ __all__ = [  # the same tests as for a disk
     "test_contents_without_a_row_are_swept_when_they_are_old",
     "test_files_are_deleted_and_expire",
     "test_no_path_comes_from_elsewhere",
+    "test_nothing_is_swept_where_another_store_keeps_files",
     "test_segments_keep_output_and_errors_apart",
     "test_two_gateways_share_a_folder",
     "test_uploads_at_one_time_do_not_pass_the_bound_together",
@@ -79,7 +82,7 @@ def parts_of(files: FileStore) -> list[str]:
     backend = files.folder.backend
     assert isinstance(backend, ObjectStorage)
     system, root = file_system(backend._address, use_listings_cache=False)
-    return sorted(path.partition(root)[2] for path in system.find(root))
+    return sorted(path.partition(root)[2] for path in system.find(root) if "/stores/" not in path)
 
 
 @pytest.mark.parametrize("over", [-1, 0, 1, 70_000])
@@ -88,8 +91,9 @@ def test_any_part_is_read_whatever_the_length(monkeypatch: pytest.MonkeyPatch, p
     """What was written in pieces is read from any byte to any other, ahead of what was asked for or not."""
     monkeypatch.setattr(objects, "PART_BYTES", 200_000)
     monkeypatch.setattr(objects, "FIRST_BYTES", 50_000)
-    storage = ObjectStorage(f"faulty://{uuid4()}")
+    storage = ObjectStorage(f"faulty://{uuid4()}", "s")
     storage.make()
+    storage.mark()  # or nothing counts as lost
     content = os.urandom(max(0, 200_000 * parts + over))
     draft = storage.begin("contents/ab/file-ab")
     for at in range(0, len(content), 65_552):
@@ -175,6 +179,61 @@ async def test_storage_that_refuses_is_told_without_its_words(
 
 
 @only_memory
+async def test_not_found_is_not_lost_while_nothing_is_found(files: FileStore) -> None:
+    """A driver says of storage that restarts what it says of a lost object: its own mark is not there either."""
+    row = await kept(files, b"x" * 100_000)
+    told: list[str] = []
+
+    def nothing(operation: str) -> None:
+        told.append(operation)
+        raise FileNotFoundError
+
+    def back(operation: str) -> None:
+        told.append(operation)
+        if len(told) == 1:
+            raise FileNotFoundError
+
+    with faults(nothing), pytest.raises(StorageFull):
+        await read(files, row.file_id)
+    told.clear()
+    with faults(back):
+        assert await read(files, row.file_id) == b"x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("body", "means"),
+    [
+        (b"<html>not found</html>", StorageFull),
+        (b"", StorageFull),
+        (b"<Error><Code>NoSuchBucket</Code></Error>", StorageFull),
+        (b"<Error><Code>NoSuchKey</Code></Error>", ContentsLost),
+    ],
+)
+async def test_of_an_s3_only_its_own_word_means_that_an_object_is_lost(
+    body: bytes, means: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy before it answers 404, too, while it restarts."""
+    pytest.importorskip("s3fs")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage = ObjectStorage(f"s3://bucket/{uuid4()}", "s")
+    await asyncio.to_thread(storage.make)
+    with pytest.raises(means):
+        await asyncio.wait_for(asyncio.to_thread(storage.get, "contents/ab/file-ab/end", 0, 10), 60)
+    server.close()
+
+
+@only_memory
 async def test_storage_that_answers_nothing_holds_nobody(files: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation has its time; others that wait hear of it at once; the loop runs on; then all is as before."""
     monkeypatch.setattr(objects, "OPERATION_S", 0.5)
@@ -205,6 +264,18 @@ async def test_storage_that_answers_nothing_holds_nobody(files: FileStore, monke
     monkeypatch.setattr(objects, "OPERATION_S", 20.0)
     await asyncio.sleep(objects.AWAY_S)
     assert await read(files, row.file_id) == b"x" * 100_000
+
+
+@only_memory
+async def test_storage_that_is_away_is_seen_without_any_request(files: FileStore) -> None:
+    def refuse(operation: str) -> None:
+        raise OSError
+
+    for away in (False, True, False):
+        with faults(refuse if away else lambda operation: None):
+            await files.look()
+        assert files.unavailable is away
+    assert files.free_bytes is None
 
 
 @only_memory
@@ -243,7 +314,7 @@ async def test_a_gateway_that_ends_does_not_wait_for_storage(files: FileStore, m
 def test_an_address_that_cannot_be_is_refused_at_the_start(address: str, says: str) -> None:
     """In one line, which names what to install, and no secret."""
     with pytest.raises(SetupError, match=says) as refused:
-        ObjectStorage(address).make()
+        ObjectStorage(address, "s").make()
     assert "secret" not in str(refused.value)
 
 
@@ -292,7 +363,7 @@ async def test_an_s3_that_does_not_work_holds_nobody(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    storage = ObjectStorage(f"s3://bucket/{uuid4()}")
+    storage = ObjectStorage(f"s3://bucket/{uuid4()}", "s")
     with caplog.at_level(logging.INFO):
         await asyncio.to_thread(storage.make)
         for _ in range(2):

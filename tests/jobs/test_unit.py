@@ -174,8 +174,11 @@ async def test_a_bug_fails_its_line_and_no_other(
         return await right(part, model, counted, request_id)
 
     monkeypatch.setattr(bench.nodes, "embed", embed)
+    bugs: list[bool] = []
+    monkeypatch.setattr(bench.work, "_on_bug", lambda: bugs.append(True))
     first, second = await bench.results(line(1, "a") + line(2, "abc"))
     assert decoded(first.error)["response"]["status_code"] == 500
+    assert len(bugs) == 1, "/metrics counts it"
     assert second.charge is not None
     assert "KeyError" in caplog.text and "secret" not in caplog.text
 

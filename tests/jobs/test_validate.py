@@ -19,6 +19,7 @@ from tests.flow.world import EMBEDDINGS, MODEL, call_later, make_world
 ENDPOINT = "/v1/embeddings"
 CALLER = Caller("acct", "key_1", frozenset({"embeddings"}))
 PRICE = MODEL.price // 2
+UNHEARD: list[bool] = []
 
 
 def line(number: int, text: Any = "abc", **more: Any) -> bytes:
@@ -37,17 +38,21 @@ async def pieces_of(data: bytes, size: int = 100) -> AsyncIterator[bytes]:
         yield data[at : at + size]
 
 
-async def plan_of(data: bytes, caller: Caller = CALLER, **terms: int) -> tuple[BatchPlan, list[BatchUnit]]:
+async def plan_of(
+    data: bytes, caller: Caller = CALLER, bugs: list[bool] = UNHEARD, **terms: Any
+) -> tuple[BatchPlan, list[BatchUnit]]:
     units: list[BatchUnit] = []
 
     async def add(more: Sequence[BatchUnit]) -> None:
         units.extend(more)
 
-    validation = Validation(line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add)
+    validation = Validation(
+        line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add, lambda: bugs.append(True)
+    )
     return await validation.plan(pieces_of(data)), units
 
 
-async def errors_of(data: bytes, caller: Caller = CALLER, **terms: int) -> list[tuple[str, int | None, str | None]]:
+async def errors_of(data: bytes, caller: Caller = CALLER, **terms: Any) -> list[tuple[str, int | None, str | None]]:
     with pytest.raises(BadFile) as bad:
         await plan_of(data, caller, **terms)
     assert all(len(error.message) > 10 for error in bad.value.errors)
@@ -179,7 +184,9 @@ async def test_a_bug_that_a_line_meets_stops_no_batch(
         return await counted(world, operation, caller, body)
 
     monkeypatch.setattr(validate, "counted_line", broken)
-    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3))
+    bugs: list[bool] = []
+    plan, _ = await plan_of(line(1) + line(2, "secret") + line(3), bugs=bugs)
+    assert len(bugs) == 1, "/metrics counts it"
     assert (plan.lines, plan.amount_nanousd) == (3, 2 * cost_nanousd(5, PRICE))
     assert "ZeroDivisionError" in caplog.text and "secret" not in caplog.text
 

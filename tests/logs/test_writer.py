@@ -128,3 +128,19 @@ def test_of_one_template_only_so_many_a_while(pipe: Pipe) -> None:
     said = read_until(reading, lambda said: b"again 1000" in said)
     assert said.count(b"again") == LINES_OF_TEMPLATE_MAX + 1
     assert b"another 1" in said and b": 5 more lines like earlier ones were left out" in said
+
+
+def test_the_thread_survives_whatever_is_raised(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writer = pipe
+    write, broken = writer._write, iter([True])
+
+    def once(chunk: bytes) -> None:
+        if next(broken, False):
+            raise ValueError("a bug")
+        write(chunk)
+
+    monkeypatch.setattr(writer, "_write", once)
+    writer.put_line(b"lost\n")
+    writer.flush(WAIT_S)
+    writer.put_request(request(2))
+    read_until(reading, lambda said: b"req_2" in said and b"1 log lines were dropped" in said)

@@ -98,7 +98,8 @@ class NodeServer:
         general = NodeApp([], CATALOGUE, None, self.bodies)  # type: ignore[arg-type]
         general.embed_compact, general.list_bytes = app.embed_compact, app.list_bytes  # type: ignore[method-assign]
         self.told: list[str] = []  # of traces
-        path = CompactPath(app, self.bodies, self.door if signed else None, begin_traced=self._begin_traced)
+        signs = self.door if signed else None
+        path = CompactPath(app, self.bodies, signs, begin_traced=self._begin_traced, access=self)
         begin = path.begin
 
         def noting(*args: object) -> CompactExchange | None:
@@ -467,3 +468,20 @@ async def test_the_access_log_hears_of_each_call(tmp_path: Path, signed: bool) -
     ]
     assert [each.request_id for each in node.records][::2] == (["req_1", "req_2"] if signed else ["", ""])
     assert node.records[0].bytes_in == len(BODY) and node.records[0].bytes_out == len(VECTORS)
+
+
+async def test_the_access_log_hears_once_of_an_answer_that_came_too_late(tmp_path: Path) -> None:
+    """The connection is closing, and its end is not told yet."""
+    async with serving(tmp_path) as node:
+        node.app.open.clear()
+        link = node.link()
+        call = asyncio.create_task(link.embed_ids(MODEL, IDS, "req_1"))
+        await until("it is asked", lambda: node.app.running)
+        (exchange,) = node.taken
+        exchange._transport.close()
+        exchange._embedded(b"late", 1)
+        await until("it is over", lambda: exchange.over)
+        node.app.open.set()
+        await asyncio.gather(call, return_exceptions=True)
+        link.close()
+    assert [(each.outcome, each.bytes_out) for each in node.records] == [("dropped", 0)]

@@ -200,6 +200,7 @@ async def test_the_same_id_cannot_be_opened_twice(shop: Shop, store: Store) -> N
             await store.locks.open(msgspec.structs.replace(second, lock_id=first.lock_id), hold)
         assert shop.money() == (MONEY, held)
         await store.expire(first.expires_ms + 1)
+    assert (store.stats.locks_expired, store.stats.expired) == (1, 0), "that is nobody's fault"
     shop.assert_right()
 
 

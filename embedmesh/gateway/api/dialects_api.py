@@ -12,7 +12,7 @@ from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, IDEMPOTENCY_KEY, JOB, EmbeddingsApi
 from embedmesh.gateway.api.replies import Count, doc
-from embedmesh.gateway.api.routes import ANY_KEY, NO_KEY, Api, ApiCall, ApiReply, RawHandler, Route
+from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, status_and_type
 from embedmesh.rules.errors import InvalidValue, MethodNotAllowed, MissingParameter, ModelNotFound
 from embedmesh.rules.limits import CONNECTIONS_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
@@ -195,7 +195,7 @@ class DialectsApi(Api):
 
     async def ollama_show(self, call: ApiCall[OllamaShown, None]) -> OllamaShowReply:
         """Show a model as Ollama does. Its width and its longest input are among `model_info`."""
-        model = self._model(ollama.plain_name(call.body.model or call.body.name or ""))
+        model = self._model(ollama.name_of(call.body.model or call.body.name or "", self._world.catalogue))
         info = {
             "general.architecture": "embedmesh",
             "embedmesh.embedding_length": model.width,
@@ -209,7 +209,7 @@ class DialectsApi(Api):
 
     async def tei_info(self, call: ApiCall[None, None]) -> TeiInfoReply:
         """Tell about the model as Text Embeddings Inference does. The only one here that embeds."""
-        name = sole(self._world.catalogue, self._world.terms)
+        name = sole(self._world.catalogue)
         if name is None:
             raise no_such_model("", self._world.catalogue, self._world.terms.serves)
         model = self._model(name)
@@ -273,7 +273,7 @@ DialectsApi.ROUTES = (
     _row(OLLAMA_EMBEDDINGS, DialectsApi.ollama_embeddings, ollama.OllamaVector, OllamaError),
     Route("GET", "/api/tags", ANY_KEY, DialectsApi.ollama_tags),
     Route("POST", "/api/show", ANY_KEY, DialectsApi.ollama_show, failures=(ModelNotFound,)),
-    Route("GET", "/api/version", NO_KEY, DialectsApi.ollama_version),
+    Route("GET", "/api/version", ANY_KEY, DialectsApi.ollama_version),
     _row(COHERE_EMBED, DialectsApi.cohere_embed, cohere.CohereVectors, CohereError),
     _row(COHERE_EMBED_V1, DialectsApi.cohere_embed_v1, cohere.CohereVectors, CohereError),
     _row(TEI_EMBED, DialectsApi.tei_embed, list[list[float]], TeiError),

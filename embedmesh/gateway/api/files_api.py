@@ -118,7 +118,8 @@ class FilesApi(Api):
 
     def readings(self) -> MetricReadings:
         free = self._files.free_bytes
-        return {} if free is None else {"files_free_bytes": free}
+        away = {"files_unavailable": int(self._files.unavailable)}
+        return away if free is None else {"files_free_bytes": free, **away}
 
     async def create_file(self, request: web.BaseRequest) -> web.StreamResponse:
         """Upload a file.

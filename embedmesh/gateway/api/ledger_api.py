@@ -1,5 +1,6 @@
 """`/v1/admin`: requests with their money, what nodes earned and were paid, and the check of the ledger."""
 
+import time
 from typing import Annotated
 
 import msgspec
@@ -58,9 +59,10 @@ class LedgerApi(Api):
         self._checks = checks
         self.bodies = bodies
         self._checked: dict[tuple[str, ...], float] = {("right",): 0, ("broken",): 0}
+        self._checked_s: dict[tuple[str, ...], float] = {}  # when, in Unix seconds
 
     def readings(self) -> MetricReadings:
-        return {"ledger_checks": self._checked}
+        return {"ledger_checks": self._checked, "ledger_checked_timestamp_seconds": self._checked_s}
 
     async def explain_request(self, call: ApiCall[None, None]) -> ExplainedReply:
         """Explain a request.
@@ -124,7 +126,9 @@ class LedgerApi(Api):
             return reply_of(LedgerReport, report, ok=report.ok and known is not False, head_known=known)
 
         report = await self._checks.ask(read, viewer=call.viewer)
-        self._checked["right" if report.ok else "broken",] += 1
+        result = "right" if report.ok else "broken"
+        self._checked[result,] += 1
+        self._checked_s[result,] = time.time()
         return report
 
     ROUTES = (

@@ -102,6 +102,8 @@ class Expire(WaitedWrite[int]):
         self._overdue = LostHolds(())
         self._overdue_tabs: list[str] = []
         self._ended = EndedHolds()
+        self._of_locks: frozenset[str] = frozenset()  # holds of locks that no request had used
+        self._locks = 0
         self._captured = 0
         self._released = 0
         self._ended_tab_ids: Callable[[], frozenset[str]] = frozenset
@@ -109,7 +111,9 @@ class Expire(WaitedWrite[int]):
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         limits = {"now_ms": self._until_ms, "holds_max": EXPIRED_HOLDS_MAX}
-        self._overdue = LostHolds(db.execute(HOLDS_SQL["overdue_holds"], limits).fetchall())
+        found = db.execute(HOLDS_SQL["overdue_holds"], limits).fetchall()
+        self._overdue = LostHolds([row[:-1] for row in found])
+        self._of_locks = frozenset(row[0] for row in found if row[-1])
         tabs = db.execute(
             TABS_SQL["overdue_tabs"], {"now_ms": self._until_ms, "tabs_max": EXPIRED_HOLDS_MAX}
         ).fetchall()
@@ -125,11 +129,14 @@ class Expire(WaitedWrite[int]):
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
         for write in writes:
-            write._captured, write._released = len(write._ended.captured()), len(write._ended.released())
+            released = write._ended.released()
+            write._locks = len(released & write._of_locks)
+            write._captured, write._released = len(write._ended.captured()), len(released) - write._locks
             write._expired_tabs = len(write._ended_tab_ids())
 
     def committed(self, stats: Stats) -> None:
         stats.expired += self._released
+        stats.locks_expired += self._locks
         stats.captured_at_notes += self._captured
         stats.tabs_expired += self._expired_tabs
         self._succeed(max(len(self._overdue), len(self._overdue_tabs)))

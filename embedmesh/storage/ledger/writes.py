@@ -28,6 +28,7 @@ class Stats(msgspec.Struct):
     units_finished: int = 0  # of batches: whatever their lines came to
     locks_opened: int = 0
     locks_used: int = 0
+    locks_expired: int = 0  # unused
     tabs_opened: int = 0
     tabs_recalled: int = 0  # closed before their time, because a hold needed what they had left
     tabs_closed: int = 0  # by this gateway

@@ -70,8 +70,11 @@ DELETE FROM hold_notes WHERE hold_id IN (SELECT value ->> 0 FROM jsonb_each(:row
 DELETE FROM hold_notes WHERE (hold_id, charge) IN (SELECT value ->> 0, value ->> 1 FROM jsonb_each(:rows));
 
 -- name: overdue_holds
--- Open holds past their deadline and their notes, the oldest first, at most as many as one batch should carry.
-SELECT holds.hold_id, account_id, amount, deadline_ms, cost, charge
+-- Open holds past their deadline, their notes, and whether each is of an unused lock. The oldest first, at most
+-- as many as one batch should carry.
+SELECT
+    holds.hold_id, account_id, amount, deadline_ms, cost, charge,
+    EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = holds.hold_id AND used_ms IS NULL)
 FROM holds LEFT JOIN hold_notes ON hold_notes.hold_id = holds.hold_id
 WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max;
 
