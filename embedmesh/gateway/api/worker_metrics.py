@@ -76,7 +76,8 @@ class WorkerMetrics:
         metrics = [_with(metric, [before], rising_only=True) for metric in found]
         page = {
             metric.name: [
-                _WorkerSample(one.name, tuple(sorted(one.labels.items())), one.value) for one in metric.samples
+                _WorkerSample(one.name, tuple(sorted(one.labels.items())), float(one.value))  # a bool is not read again
+                for one in metric.samples
             ]
             for metric in metrics
         }
