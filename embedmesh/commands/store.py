@@ -139,7 +139,7 @@ def copy(target: str, data_dir: Path) -> CommandResult:
     return CommandResult(
         {"store": new.shown, "rows": copied.rows, "head": copied.head},
         f"{total:,} rows of {len(copied.rows)} tables are in {new.shown}; totals and ledger are the same.\n"
-        "Start the server with EMBEDMESH_STORE set to that address, and with the same key.secret.",
+        "Start the server with EMBEDMESH_STORE set to the address that you gave, and with the same key.secret.",
     )
 
 
