@@ -113,7 +113,7 @@ class Fleet:
         self.shop.clock.skipped_s += 7_200
         await self.files[0].sweep()
         rows = (await self.stores[0].files.page("a", limit=1_000)).files
-        names = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        names = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != "stores")
         assert names == sorted(row.file_id for row in rows if row.file_id != "file-1")
 
 
