@@ -5,8 +5,10 @@ Each line costs 10 nano-USD, or fails, as `luck` says, anew for each try.
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
+from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.files import FileStore
 from embedmesh.rules.batches import (
     Batch,
@@ -52,6 +54,10 @@ class LittleRunner:
             await self.finish(lease)
         except LeaseLost:
             await again(lambda: self.store.batches.release(lease))
+        except ContentsLost:  # another gateway has finished the batch, and swept what it was made of
+            with suppress(LeaseLost):
+                await again(lambda: self.store.batches.renew(lease))
+                raise
 
     def is_late(self, batch: Batch) -> bool:
         return self.store._clock.unix_ms() >= batch.expires_ms

@@ -65,11 +65,14 @@ class Fleet:
         await worker.go_on(steps)
         return worker
 
+    async def crash(self) -> None:
+        """All die: a task that waits for its next step would never end by itself."""
+        while self.workers:
+            await self.workers.pop().crash()
+
     async def end(self) -> None:
         """Whoever is stopped yet has died; others bring the batch to its end."""
-        for worker in self.workers:
-            await worker.crash()
-        self.workers.clear()
+        await self.crash()
         for tries in range(3):
             self.shop.clock.now_ms += LATER_MS
             await (await self.begin(tries % 2, TO_THE_END)).go_on(TO_THE_END)
@@ -167,6 +170,7 @@ async def test_gateways_that_stop_and_go_on_lose_and_double_nothing(
             for store in stores:
                 stack.push_async_callback(store.close)
             fleet = Fleet(shop, stores, seed)
+            stack.push_async_callback(fleet.crash)
             await fleet.start()
             await fleet.new_batch()
             for what, which, number in actions:
