@@ -27,7 +27,7 @@ from embedmesh.rules.limits import (
     TEMPLATE_TOKENS_MAX,
     VECTOR_WIDTH_MAX,
 )
-from embedmesh.rules.models import EMBEDDINGS, TIERS, Modality, Model, Tier, TokenIds
+from embedmesh.rules.models import EMBEDDINGS, RERANK, TIERS, Modality, Model, Scores, Tier, TokenIds
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # used in paths, headers and file names as it is
 
@@ -43,7 +43,9 @@ GENERATES_ONLY = (
     "pass_unknown",
     "affinity",
 )
-EMBEDS_ONLY = ("folder", "digest", "width", "prompts")
+EMBEDS_ONLY = ("width", "prompts")
+ENCODES_ONLY = ("folder", "digest")  # what our nodes run has files
+RERANKS_ONLY = ("scores", "search_price")
 
 
 class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,6 +71,8 @@ class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
     pass_unknown: bool = False
     charge_partial: bool = False
     affinity: bool = False
+    scores: Scores = "sigmoid"
+    search_price: Price | None = None
 
 
 class CatalogueDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,9 +178,9 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
             )
         if called.rpartition(":")[2] in TIERS and ":" in called:
             raise SetupError(f"{name}: {position}.{field}: a name must not end in a tier; write tier = instead.")
-    if entry.modalities == EMBEDDINGS and entry.max_tokens > REQUEST_TOKENS_MAX:
+    if entry.modalities in (EMBEDDINGS, RERANK) and entry.max_tokens > REQUEST_TOKENS_MAX:
         raise SetupError(f"{name}: {position}.max_tokens: expected `int` <= {REQUEST_TOKENS_MAX}.")
-    price = entry.price if entry.price is not None else defaults.price
+    price = 0 if entry.search_price is not None else entry.price if entry.price is not None else defaults.price
     if price is None:
         raise SetupError(f"{name}: {position}.price is missing, and [defaults] has no price either.")
     if (entry.folder is None) != (entry.digest is None):
@@ -188,28 +192,38 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
     except ValueError as error:
         raise SetupError(f"{name}: {position}.folder {error}.") from None
     changed = {"folder": folder, "price": price, "digest": entry.digest or ""}
-    changed |= _generation(entry, price, f"{name}: {position}")
+    changed |= _by_modality(entry, price, f"{name}: {position}")
     return Model(**msgspec.structs.asdict(entry) | changed)
 
 
-def _generation(entry: CatalogueEntry, price: int, position: str) -> dict[str, Any]:
-    """What the fields about vectors or about generation are, where they are not written. Raises SetupError."""
-    embeds = entry.modalities == EMBEDDINGS
-    if not embeds and "embeddings" in entry.modalities:
-        raise SetupError(f"{position}.modalities: a model makes vectors or generates: write two entries.")
+def _by_modality(entry: CatalogueEntry, price: int, position: str) -> dict[str, Any]:
+    """What the fields are that only some kinds of models have, where they are not written. Raises SetupError."""
+    embeds, reranks = entry.modalities == EMBEDDINGS, entry.modalities == RERANK
+    if len(entry.modalities) > 1 and {"embeddings", "rerank"} & set(entry.modalities):
+        raise SetupError(
+            f"{position}.modalities: a model makes vectors, reranks or generates: write an entry for each."
+        )
     if len(set(entry.modalities)) < len(entry.modalities):
         raise SetupError(f"{position}.modalities names one twice.")
     if embeds and not entry.width:
         raise SetupError(f"{position}.width is missing: how many components a vector has.")
+    if reranks and entry.search_price is not None and entry.price is not None:
+        raise SetupError(f"{position} has price and search_price: a reranker is paid by tokens or by searches.")
+    owners: dict[str, tuple[bool, tuple[str, ...]]] = {
+        "makes vectors": (embeds, EMBEDS_ONLY),
+        "reranks": (reranks, RERANKS_ONLY),
+    }
+    owners["makes vectors or reranks"] = embeds or reranks, ENCODES_ONLY
+    owners["generates"] = not embeds and not reranks, GENERATES_ONLY
     written = CatalogueEntry(id=entry.id, max_tokens=entry.max_tokens)
-    for field in GENERATES_ONLY if embeds else EMBEDS_ONLY:
-        if getattr(entry, field) != getattr(written, field):
-            kind = "generates" if embeds else "makes vectors"
-            raise SetupError(
-                f"{position}.{field}: only a model that {kind} has it. Leave it out, or mend `modalities`."
-            )
-    if embeds:
-        return {"output_price": 0, "output_max": 0, "template_tokens": 0}
+    for kind, (is_one, fields) in owners.items():
+        for field in fields:
+            if not is_one and getattr(entry, field) != getattr(written, field):
+                raise SetupError(
+                    f"{position}.{field}: only a model that {kind} has it. Leave it out, or mend `modalities`."
+                )
+    if embeds or reranks:
+        return {"width": entry.width or 1, "output_price": 0, "output_max": 0, "template_tokens": 0}
     if entry.max_tokens < (output_max := entry.output_max or min(OUTPUT_MAX, entry.max_tokens)):
         raise SetupError(f"{position}.output_max is more than max_tokens, which bounds prompt and output together.")
     if "images" in entry.modalities and not entry.image_prices:
@@ -291,6 +305,7 @@ MAY_CHANGE = frozenset(
         "pass_unknown",
         "charge_partial",
         "affinity",
+        "search_price",
     }
 )
 NAMES_KNOWN_MAX = 100_000  # over all catalogues since the start: a thousand times what operators have

@@ -116,6 +116,24 @@ image_prices = { "16x16" = 9, "8x8" = 3 }
 """
 
 
+RERANKER = """
+[[models]]
+id = "org/reranker"
+modalities = ["rerank"]
+max_tokens = 512
+price = 5
+"""
+
+
+def test_what_an_entry_that_reranks_means() -> None:
+    """A pair has one number, and is paid by tokens or by searches."""
+    (ours,) = load(RERANKER)
+    assert (ours.reranks, ours.encodes, ours.embeds, ours.foreign, ours.width) == (True, True, False, True, 1)
+    assert (ours.scores, ours.price, ours.search_price) == ("sigmoid", 5, None)
+    (ours,) = load(RERANKER.replace("price = 5", 'search_price = 2_000_000\nscores = "raw"'))
+    assert (ours.scores, ours.price, ours.search_price) == ("raw", 0, 2_000_000)
+
+
 def test_what_an_entry_that_generates_means() -> None:
     """Answers cost what input does, and are as long as the context allows, unless it says otherwise."""
     (chat,) = load(CHAT)
@@ -133,13 +151,18 @@ def test_what_an_entry_that_generates_means() -> None:
         (CHAT + "width = 4", "models[0].width: only a model that makes vectors has it"),
         (
             CHAT + 'folder = "f"\ndigest = "' + "0" * 64 + '"',
-            "models[0].folder: only a model that makes vectors has it",
+            "models[0].folder: only a model that makes vectors or reranks has it",
         ),
         (CHAT + '[models.prompts]\nquery = "q"', "models[0].prompts: only a model that makes vectors has it"),
+        (ENTRY + "search_price = 1", "models[0].search_price: only a model that reranks has it"),
+        (RERANKER + "search_price = 1", "models[0] has price and search_price"),
+        (RERANKER + "width = 4", "models[0].width: only a model that makes vectors has it"),
+        (RERANKER + "output_max = 4", "models[0].output_max: only a model that generates has it"),
+        (RERANKER.replace('["rerank"]', '["rerank", "chat"]'), "models[0].modalities: a model makes vectors, reranks"),
         (ENTRY + "output_price = 1", "models[0].output_price: only a model that generates has it"),
         (ENTRY + "pass_unknown = true", "models[0].pass_unknown: only a model that generates has it"),
         (CHAT + "output_max = 101", "models[0].output_max is more than max_tokens"),
-        (CHAT.replace('"chat",', '"embeddings",'), "models[0].modalities: a model makes vectors or generates"),
+        (CHAT.replace('"chat",', '"embeddings",'), "models[0].modalities: a model makes vectors, reranks or generates"),
         (CHAT.replace('"chat",', '"completions",'), "models[0].modalities names one twice"),
         (CHAT.replace('["chat", "completions"]', "[]"), "models[0].modalities: expected `array` of length >= 1"),
         (CHAT.replace('"chat",', '"audio",'), "models[0].modalities[0]: invalid enum value 'audio'"),

@@ -78,8 +78,8 @@ class Examiner:
             raise WrongAnswer("the server's reply is not of OpenAI's form")
 
     def model_of(self, node: Node) -> Model | None:
-        """A model of the catalogue that the node serves and that makes vectors."""
-        return next((model for model in self.catalogue.models if model.embeds and model.id in node.models), None)
+        """A model of the catalogue that the node serves and that encodes."""
+        return next((model for model in self.catalogue.models if model.encodes and model.id in node.models), None)
 
     def count(self, texts: list[str], model: Model) -> Counted:
         """The same as callers' texts would be counted; see flow.count."""

@@ -142,7 +142,7 @@ class Prober:
                 for model in models:
                     if only_new and model.id in self._node.models:
                         continue
-                    if model.embeds:
+                    if model.encodes:
                         await self._embed(model, self._probes[model.id])
                     else:
                         await self._examiner.generate(self._node, model)

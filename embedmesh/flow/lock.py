@@ -79,7 +79,7 @@ async def lock_node(
 def _price_of(world: World, model: Model, account_id: str, units: int) -> tuple[int, int]:
     """The dearest price of a million tokens, and what is set aside: for all units at that, or for the dearest image."""
     prices = world.prices
-    price = max(prices.of(model, account_id), 0 if model.embeds else prices.meter(model, account_id, Meter.OUTPUT))
+    price = max(prices.of(model, account_id), 0 if model.encodes else prices.meter(model, account_id, Meter.OUTPUT))
     amount = cost_nanousd(units, price)
     for size in model.image_prices:
         amount = max(amount, cost_nanousd(1, prices.image(model, account_id, size)))

@@ -42,7 +42,7 @@ class FixedPrices(msgspec.Struct, frozen=True):
 def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) -> dict[str, int]:
     """What a batch of this model costs that begins now, by the names of the meters."""
     found = {Meter.INPUT.value: prices.of(model, account_id)}
-    if not model.embeds:
+    if not model.encodes:
         found |= {meter.value: prices.meter(model, account_id, meter) for meter in (Meter.CACHED, Meter.OUTPUT)}
         found |= {IMAGE_PRICE + size: prices.image(model, account_id, size) for size in model.image_prices}
     return {name: batch_price(price, ratio_ppm) for name, price in found.items()}

@@ -53,14 +53,14 @@ def choose_offers(settings: NodeSettings, catalogue: Catalogue) -> dict[str, Off
     """By id: the models of --model, or all of the catalogue that generate. Raises SetupError."""
     named = [text.partition("=")[::2] for text in settings.model]
     if not named:
-        named = [(model.id, "") for model in catalogue.models if not model.embeds]
+        named = [(model.id, "") for model in catalogue.models if not model.encodes]
     offers = {}
     for name, theirs in named:
         model = catalogue.find(name)
         if model is None:
-            known = ", ".join(model.id for model in catalogue.models if not model.embeds)
+            known = ", ".join(model.id for model in catalogue.models if not model.encodes)
             raise SetupError(f"There is no model {name!r} in the catalogue that generates; it has {known or 'none'}.")
-        if model.embeds:
+        if model.encodes:
             raise SetupError(f"{name!r} makes vectors: a node without --upstream seals those. Mend --model.")
         offers[model.id] = _offer(model, theirs)
     if not offers:

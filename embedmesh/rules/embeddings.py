@@ -24,6 +24,9 @@ Ids = list[int] | bytes
 
 ID_BYTES = 4
 UINT32 = struct.Struct("<I").pack
+ENDS_FIRST = 1 << 31
+"""Added to the last id of a pair's first segment, which is the query with the special tokens behind it. No vocabulary
+has so many ids. Tokens behind it are of the second segment, also where a text spells a special token."""
 
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds, EmbedVectors and sealed calls
 
@@ -60,6 +63,9 @@ class Counted(msgspec.Struct, frozen=True):
     for servers that take only texts. One of them may be missing: texts where the caller sent the model's own ids, ids
     where nobody here has the model's tokenizer. Then `exact` is false and the lengths are upper bounds. `truncated`
     says how many inputs were cut.
+
+    Inputs of a model that reranks are pairs: `query` is the first text of each, `texts` are the second ones, and `ids`
+    are both with the special tokens between them; see `ENDS_FIRST`.
     """
 
     lengths: list[int]
@@ -67,6 +73,7 @@ class Counted(msgspec.Struct, frozen=True):
     texts: list[str] | None = None
     truncated: int = 0
     exact: bool = True
+    query: str | None = None
 
     @property
     def tokens(self) -> int:

@@ -86,6 +86,7 @@ class Meter(Enum):
     CACHED = "cached"  # tokens of the input that were known already
     OUTPUT = "output"  # tokens that are made
     IMAGES = "images"
+    SEARCHES = "searches"  # of a reranker that is priced so: a query with up to a hundred documents
 
 
 class Metered(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

@@ -7,8 +7,11 @@ import msgspec
 TokenIds = Literal["cl100k", "native"]
 Tier = Literal["exact", "fast", "int8"]
 TIERS: tuple[Tier, ...] = ("exact", "fast", "int8")
-Modality = Literal["embeddings", "chat", "completions", "images"]
+Modality = Literal["embeddings", "rerank", "chat", "completions", "images"]
 EMBEDDINGS: tuple[Modality, ...] = ("embeddings",)
+RERANK: tuple[Modality, ...] = ("rerank",)
+Scores = Literal["sigmoid", "raw"]
+"""What a reranker's score is by its own definition: the logistic function of its logit, or the logit."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,6 +24,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     A *foreign* model, that only servers of other makes run, has no folder here and no digest: its tokens cannot be
     counted before it is asked.
+
+    A model that reranks gives one number for a pair of a query and a document, its logit: `width` is 1. `scores` says
+    what callers are told of it. With a `search_price`, in nano-USD a search (rules.reranking), tokens cost nothing.
 
     A model that generates is foreign, and its `max_tokens` bounds prompt and output together. `price` is that of its
     input; `output_price` and `cached_price` are those of what it makes, and of input that its node had cached (None: as
@@ -52,11 +58,23 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pass_unknown: bool = False
     charge_partial: bool = False
     affinity: bool = False
+    scores: Scores = "sigmoid"
+    search_price: int | None = None
 
     @property
     def embeds(self) -> bool:
         """Whether it makes vectors."""
         return self.modalities == EMBEDDINGS
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it scores pairs of a query and a document."""
+        return self.modalities == RERANK
+
+    @property
+    def encodes(self) -> bool:
+        """Whether nodes give numbers for its inputs, `width` for each: vectors or scores. All others generate."""
+        return self.modalities in (EMBEDDINGS, RERANK)
 
     @property
     def foreign(self) -> bool:

@@ -6,6 +6,7 @@ from embedmesh.rules.models import Modality, Model
 
 DOES: dict[Modality, str] = {
     "embeddings": "makes vectors (POST /v1/embeddings)",
+    "rerank": "reranks documents (POST /v1/rerank)",
     "chat": f"chats (POST /v1/{PATHS['chat']})",
     "completions": f"completes text (POST /v1/{PATHS['completions']})",
     "images": f"makes images (POST /v1/{PATHS['images']})",

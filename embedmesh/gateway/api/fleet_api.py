@@ -176,7 +176,7 @@ class FleetApi(Api):
         if known is None and self._registry.find(name) is not None:
             raise errors.InvalidValue("A node has that name already.", param="name")
         models = [self._model(model.id) for model in new.models]
-        in_flight = UPSTREAM_IN_FLIGHT if all(model.embeds for model in models) else UPSTREAM_GENERATING
+        in_flight = UPSTREAM_IN_FLIGHT if all(model.encodes for model in models) else UPSTREAM_GENERATING
         if not new.token.isascii() or not new.token.isprintable() or " " in new.token:
             raise errors.InvalidValue("The token has characters that no bearer token has.", param="token")
         return NodeRecord(

@@ -26,7 +26,9 @@ class ModelReply(msgspec.Struct, frozen=True):
     owned_by: str
     aliases: Annotated[tuple[str, ...], doc("Other names that requests may use.")]
     tier: Annotated[Tier, doc("The precision of the arithmetic.")]
-    modalities: Annotated[tuple[Modality, ...], doc("What it does: `embeddings`, or `chat`, `completions`, `images`.")]
+    modalities: Annotated[
+        tuple[Modality, ...], doc("What it does: `embeddings`, `rerank`, or `chat`, `completions`, `images`.")
+    ]
     width: Annotated[Count, doc("Components of a vector; 0 if it makes none.")]
     max_tokens: Annotated[
         Positive, doc("Most tokens of one input, special tokens included; of a model that generates, with its answer.")

@@ -171,9 +171,9 @@ class ConnectedNodes:
         return node
 
     def _generates(self, record: NodeRecord) -> bool:
-        """Whether it offers a model that does something else than embed."""
+        """Whether it offers a model that does something else than give numbers for inputs."""
         found = map(self._examiner.catalogue.find, (offer.id for offer in record.offers))
-        return any(model is not None and not model.embeds for model in found)
+        return any(model is not None and not model.encodes for model in found)
 
     def _begin(self, entry: Node, link: Link, pace: ProbePace | None = None) -> asyncio.Task[None]:
         """Add a node to the registry. It gets work once it has answered a probe."""
