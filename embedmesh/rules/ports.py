@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.embeddings import Ids
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, PriorRequest, StreamNote
 from embedmesh.rules.models import Model
 
@@ -247,7 +248,12 @@ class Tokenizer(Protocol):
 
     @property
     def specials(self) -> int:
-        """How many special tokens the model adds to each input."""
+        """How many special tokens the model adds to each input; of a model that reranks, around a pair."""
+        ...
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """The special tokens between the texts of a pair; none where the model takes no pairs."""
         ...
 
     @property
@@ -268,6 +274,13 @@ class Tokenizer(Protocol):
         """The same as little-endian uint32, if it takes at most about a millisecond whatever the texts are; else None.
 
         These are an input's `Ids` as a node is sent them, four bytes each.
+        """
+        ...
+
+    def pair(self, query: Ids, document: Ids) -> bytes:
+        """The ids of a pair, as a node is sent them: `query`, the special tokens between, `document`.
+
+        The last of those between has ENDS_FIRST. Special tokens around the pair are not yet added.
         """
         ...
 
