@@ -105,8 +105,8 @@ class Embeddings:
         )
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
-        models = (each for each in world.catalogue.models if each.embeds) if model is None else (model,)
-        return min((world.prices.of(each, account_id) for each in models), default=0)
+        models = world.catalogue.models if model is None else (model,)
+        return min((world.prices.of(each, account_id) for each in models if each.search_price is None), default=0)
 
     def may_be_free(self, world: World, caller: Caller) -> bool:
         return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
