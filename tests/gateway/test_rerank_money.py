@@ -65,7 +65,9 @@ class Searcher(Batcher):
 
     async def rerank(self, model: str, documents: list[str] = DOCUMENTS, **headers: str) -> Raw:
         body = {"model": model, "query": "abc", "documents": documents, "top_n": 3}
-        return await self.gw.ask("POST", "/v1/rerank", body, key=self.key, **headers)
+        reply = await self.gw.ask("POST", "/v1/rerank", body, key=self.key, **headers)
+        await self.gw.store.drain()  # what was charged is in the books
+        return reply
 
 
 def best(reply: Raw) -> list[int]:
