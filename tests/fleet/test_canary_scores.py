@@ -11,7 +11,7 @@ import pytest
 from embedmesh.fleet.canary import LOGIT_OFF_MAX, PROBATION_RUN, PROVE_INPUTS, SCORE_OFF_MAX, scores_alike
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.second_opinion import SecondOpinions
-from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, bytes_of, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, Ids, numbers_of
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import NodeState
@@ -24,15 +24,6 @@ JUDGES = Model(
 FOREIGN = Model(id="acme/foreign-judge", width=1, max_tokens=99, price=1, modalities=("rerank",))
 DOCUMENTS = 20  # of a caller's request
 Scores = Callable[[Sequence[list[int]]], list[float]]
-
-
-class PairTokenizer(LetterTokenizer):
-    """Texts of a pair with one special token between."""
-
-    between = (31,)
-
-    def pair(self, query: list[int], document: list[int]) -> bytes:
-        return bytes_of([*query, 31 | ENDS_FIRST, *document])
 
 
 def honest(pair: list[int]) -> float:
@@ -79,9 +70,9 @@ class Bench(Rig):
     def __init__(self, trusted: str = "judge", embed: str = "", model: Model = JUDGES, **nodes: Scores) -> None:
         super().__init__(trusted, **dict.fromkeys(nodes, right))
         self.scores, self.model, self.embeds = nodes, model, embed.split()
-        tokenizers = {WIDE.id: LetterTokenizer(), JUDGES.id: PairTokenizer()}
+        tokenizers = {WIDE.id: LetterTokenizer(), JUDGES.id: LetterTokenizer()}
         catalogue = SimpleNamespace(models=(WIDE, model))
-        examiner = replace(self.canaries._examiner, tokenizers=tokenizers, catalogue=catalogue)  # type: ignore[arg-type]
+        examiner = replace(self.canaries._examiner, tokenizers=tokenizers, catalogue=catalogue)
         opinions = SecondOpinions(examiner, self.canaries._opinions._scheduler)
         self.canaries._examiner, self.canaries._opinions = examiner, opinions
         for node in self.registry:
@@ -96,11 +87,10 @@ class Bench(Rig):
         assert counted.query is not None
         assert counted.texts is not None
         if counted.ids is None:
-            tokenizer = PairTokenizer()
-            query, *texts = tokenizer.ids([counted.query, *counted.texts])
-            ids = [tokenizer.pair(query, each) for each in texts]
+            query, *texts = LetterTokenizer().ids([counted.query, *counted.texts])
+            ids: Sequence[Ids] = [LetterTokenizer().pair(query, each) for each in texts]
         else:
-            ids = list(counted.ids)  # type: ignore[arg-type]
+            ids = counted.ids
         pairs = [numbers_of(ids[row]) for row in part.rows]
         return EmbedVectors(part.tokens, np.array(self.scores[part.node_id](pairs), "<f4").tobytes())
 
@@ -112,7 +102,7 @@ class Bench(Rig):
         texts = [[dice.choice(beside) for _ in range(8)] for _ in range(DOCUMENTS - 2)] + [[*query, 5], [*query[:2], 7]]
         dice.shuffle(texts)
         letters = ["".join(chr(96 + token) for token in each) for each in (query, *texts)]
-        ids = [PairTokenizer().pair(query, each) for each in texts]
+        ids = [LetterTokenizer().pair(query, each) for each in texts]
         counted = Counted([len(numbers_of(each)) + 2 for each in ids], ids, letters[1:], query=letters[0])
         part = Part(name, tuple(range(DOCUMENTS)), counted.tokens, 0.1)
         self.canaries.answered(self.model, counted, part, await self.embed(part, self.model, counted, "req_1"))
@@ -201,7 +191,7 @@ async def test_a_newcomer_that_lies_gets_no_work_and_one_question_has_one_query(
     newcomer.state, newcomer.reads_ids = NodeState.UNPROVEN, not texts_only
     rig.roll(3)
     assert not await rig.canaries.prove(newcomer)
-    assert newcomer.state is NodeState.QUARANTINED
+    assert rig.state("newcomer") is NodeState.QUARANTINED
     assert str(newcomer.last_failure) == "canary: its first scores are not the model's"
     (_, asked), (_, same) = rig.questions
     assert asked is same
@@ -210,7 +200,7 @@ async def test_a_newcomer_that_lies_gets_no_work_and_one_question_has_one_query(
     rig.scores["newcomer"] = by_pair(honest)
     for _ in range(PROBATION_RUN):
         await rig.canaries._probe(newcomer)
-    assert newcomer.state is NodeState.UNPROVEN
+    assert rig.state("newcomer") is NodeState.UNPROVEN
     assert await rig.canaries.prove(newcomer)
 
 
@@ -223,15 +213,15 @@ async def test_a_node_is_questioned_for_each_kind_of_model_that_it_serves() -> N
     assert not await rig.canaries.prove(both)
     for _ in range(10 * PROBATION_RUN):
         await rig.canaries._probe(both)
-    assert both.state is NodeState.QUARANTINED
+    assert rig.state("both") is NodeState.QUARANTINED
     rig.scores["both"], rig.nodes["both"] = by_pair(honest), constant
     for _ in range(10 * PROBATION_RUN):
         await rig.canaries._probe(both)
-    assert both.state is NodeState.QUARANTINED
+    assert rig.state("both") is NodeState.QUARANTINED
     rig.nodes["both"] = right
     for _ in range(PROBATION_RUN):
         await rig.canaries._probe(both)
-    assert both.state is NodeState.UNPROVEN
+    assert rig.state("both") is NodeState.UNPROVEN
     assert await rig.canaries.prove(both)
 
 
