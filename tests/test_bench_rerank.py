@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.clients.__main__ import Figures, pair_tokens, row_of
-from bench.clients.drive import WAYS, scores
+from bench.clients.__main__ import pair_tokens
+from bench.clients.drive import scores
 from bench.engine.figures import FASTEMBED, INFINITY, ST
 from bench.engine.rounds import Rounds
 from bench.engine.runner import QUERY, pairs_of
@@ -39,7 +39,9 @@ def test_the_query_has_the_tokens_that_rows_name() -> None:
 def test_targets_are_of_the_gateway_and_each_peer() -> None:
     """Round by round; what was not measured is no promise kept."""
     ask = Ask("Q", 100)
-    rounds = Rounds({}, rows={ask.words: [{GATEWAY: 1.0, FASTEMBED: 1.4, INFINITY: 3.0}, {GATEWAY: 9.0, FASTEMBED: 13}]})
+    rounds = Rounds(
+        {}, rows={ask.words: [{GATEWAY: 1.0, FASTEMBED: 1.4, INFINITY: 3.0}, {GATEWAY: 9.0, FASTEMBED: 13}]}
+    )
     found = {target.what: target for target in targets_of([ask], rounds, {GATEWAY: 2e-5, ST: 0.0}, {})}
     assert found[f"{ask.words}: gateway over {FASTEMBED}"].verdict == "missed"
     assert found[f"{ask.words}: gateway over {INFINITY}"].verdict == "reached"

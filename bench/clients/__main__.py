@@ -1,8 +1,8 @@
 """Clients of Azure, Cohere, Google, Hugging Face, Jina, Mistral, Ollama and Voyage, unmodified, before a real gateway.
 
-`python -m bench.clients [--only NAME …] [--json]`. They are installed in `.bench/clients` and `.bench/snippets-node`. Exit
-code 0 only if each gets the vectors of `POST /v1/embeddings`, or CrossEncoder's scores; if each of its requests is charged
-once and exactly; and if the ledger adds up.
+`python -m bench.clients [--only NAME …] [--json]`. They are installed under `.bench`. Exit code 0 only if each gets the
+vectors of `POST /v1/embeddings`, or CrossEncoder's scores; if each of its requests is charged once and exactly; and if
+the ledger adds up.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.clients.drive import WAYS, Way
+from bench.clients.drive import COHERES, WAYS, Way
 from bench.rerank.model import DOCUMENTS, LOGITS, PRICE, QUESTION, RERANKER, catalogue_of, cross_encoder
 from bench.rig.command import bench, check_names, model_folder
 from bench.rig.corpus import token_counts
@@ -36,7 +36,7 @@ SETTLED_S = 10.0  # charges follow replies by some milliseconds
 CREDIT = 10**12
 BUILT_IN = CHECKOUT / "embedmesh" / "data" / "catalogue.toml"
 AZURE_NODE = "azure_node"  # the way that is no Python
-TOLD = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+TOLD = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 class ClientRow(msgspec.Struct, frozen=True):
@@ -65,15 +65,19 @@ def measure(only: list[str] | None = None) -> Figures:
     ways = WAYS | {AZURE_NODE: Way(list)}
     check_names(only or (), list(ways))
     names = [name for name in ways if only is None or name in only]
-    python, modules = install("clients"), node_modules()
+    homes = {home: install(home) for home in sorted({ways[name].home for name in names})}
+    modules = node_modules() if AZURE_NODE in names else None
     with tempfile.TemporaryDirectory(prefix="embedmesh-clients-") as folder:
         catalogue = Path(folder) / "catalogue.toml"
         catalogue.write_text(both_models())
         with serving(["--catalogue", str(catalogue)]) as live:
             job = job_of(live)
             keys = keys_of(live, names)
-            told = run_python(python, job | {"keys": keys}, Path(folder))
-            if AZURE_NODE in keys:
+            told: dict[str, Any] = {}
+            for home, python in homes.items():
+                there = {name: key for name, key in keys.items() if name in WAYS and ways[name].home == home}
+                told |= run_python(python, job | {"keys": there}, Path(folder))
+            if modules is not None:
                 told[AZURE_NODE] = run_node(modules, job | {"key": keys[AZURE_NODE]}, Path(folder))
             rows = [row_of(live, name, ways[name], keys[name], told[name]) for name in names]
             checked = live.command("ledger", "check")
@@ -84,6 +88,7 @@ def both_models() -> str:
     """A catalogue of the default model and of the reranker."""
     folder = model_folder()
     entries = BUILT_IN.read_text().replace(f'folder = "{folder.name}"', f'folder = "{folder}"')
+    entries = entries.replace(f'aliases = ["{MODEL}"]', f'aliases = ["{MODEL}", "{COHERES}"]')
     return f"{entries}\n{catalogue_of(cross_encoder(folder), 'sigmoid')}"
 
 
@@ -158,7 +163,11 @@ def charged_to(live: Live, key: str, owed: tuple[int, int, int]) -> tuple[int, i
                 wire.ask(http_request("GET", f"/v1/account{path}", key=key)).json() for path in ("/usage", "")
             )
         rows = usage["data"]
-        found = sum(row["requests"] for row in rows), sum(row["tokens"] for row in rows), CREDIT - account["balance_nanousd"]
+        found = (
+            sum(row["requests"] for row in rows),
+            sum(row["tokens"] for row in rows),
+            CREDIT - account["balance_nanousd"],
+        )
         return found == owed and sum(row["cost_nanousd"] for row in rows) == owed[2]
 
     wait_for(settled, SETTLED_S)

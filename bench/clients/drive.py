@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+COHERES = "embed-english-v3.0"  # LlamaIndex knows Cohere's own names only: here the default model's alias
 API_VERSION = "2024-10-21"
+LITELLM = ("cohere", "jina_ai", "voyage", "infinity", "hosted_vllm", "huggingface", "azure_ai")
+OLDER = "clients-older"  # the environment of what wants older versions of what others need
 
 
 class At(NamedTuple):
@@ -39,12 +42,14 @@ class At(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A client's method. It makes so many requests, which embed the texts, or rerank the documents, `passes` times."""
+    """A client's method, and the environment that has it. It makes so many requests, which embed the texts, or rerank
+    the documents, `passes` times."""
 
     ask: Callable[[At], Any]
     requests: int = 1
     passes: int = 1
     reranks: bool = False
+    home: str = "clients"
 
 
 def scores(results: Iterable[tuple[int, float]]) -> list[float]:
@@ -196,35 +201,34 @@ def langchain_google(at: At) -> Any:
     )
 
 
-def langchain_hugging_face(at: At) -> Any:
-    from langchain_huggingface import HuggingFaceEndpointEmbeddings
-
-    found = HuggingFaceEndpointEmbeddings(model=at.base, huggingfacehub_api_token=at.key)
-    return [found.embed_query(each) for each in at.texts]
-
-
 def llama_index_ollama(at: At) -> Any:
     from llama_index.embeddings.ollama import OllamaEmbedding
 
-    return OllamaEmbedding(
-        model_name=at.model, base_url=at.base, client_kwargs=at.bearer
-    ).get_text_embedding_batch(at.texts)
+    return OllamaEmbedding(model_name=at.model, base_url=at.base, client_kwargs=at.bearer).get_text_embedding_batch(
+        at.texts
+    )
 
 
 def llama_index_cohere(at: At) -> Any:
     from llama_index.embeddings.cohere import CohereEmbedding
 
-    found = CohereEmbedding(model_name=at.model, api_key=at.key, base_url=at.base, input_type="search_document")
+    found = CohereEmbedding(model_name=COHERES, api_key=at.key, base_url=at.base, input_type="search_document")
     return found.get_text_embedding_batch(at.texts)
 
 
 def llama_index_tei(at: At) -> Any:
     from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
-    found = TextEmbeddingsInference(
-        model_name=at.model, base_url=f"{at.base}/tei/{at.model}", auth_token=f"Bearer {at.key}"
-    )
+    found = TextEmbeddingsInference(model_name=at.model, base_url=f"{at.base}/tei/{at.model}", auth_token=at.key)
     return found.get_text_embedding_batch(at.texts)
+
+
+def haystack_jina(at: At) -> Any:
+    from haystack.utils import Secret
+    from haystack_integrations.components.embedders.jina import JinaTextEmbedder
+
+    found = JinaTextEmbedder(model=at.model, api_key=Secret.from_token(at.key), base_url=f"{at.base}/v1/embeddings")
+    return [found.run(each)["embedding"] for each in at.texts]
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -273,14 +277,14 @@ def voyage_rerank_async(at: At) -> Any:
     return scores((each.index, each.relevance_score) for each in reply.results)
 
 
-def litellm_rerank(provider: str, path: str = "") -> Callable[[At], Any]:
-    """By litellm's name of a provider, whose API begins at `path`."""
+def litellm_rerank(provider: str) -> Callable[[At], Any]:
+    """By litellm's name of a provider."""
 
     def ask(at: At) -> Any:
         import litellm
 
         asked = at.pairs | {"model": f"{provider}/{at.reranker}"}
-        reply = litellm.rerank(**asked, api_base=at.base + path, api_key=at.key)
+        reply = litellm.rerank(**asked, api_base=at.base, api_key=at.key)
         return scores((each["index"], each["relevance_score"]) for each in reply.results)
 
     return ask
@@ -309,7 +313,7 @@ def langchain_documents(at: At, found: Any) -> list[float]:
 def langchain_voyage_rerank(at: At) -> Any:
     from langchain_voyageai import VoyageAIRerank
 
-    return langchain_documents(at, VoyageAIRerank(model=at.reranker, voyageai_api_key=at.key, top_k=None))
+    return langchain_documents(at, VoyageAIRerank(model=at.reranker, api_key=at.key, base_url=f"{at.base}/v1"))
 
 
 def llama_index_nodes(at: At, found: Any) -> list[float]:
@@ -334,12 +338,6 @@ def llama_index_jina_rerank(at: At) -> Any:
     many = len(at.documents)
     found = JinaRerank(model=at.reranker, api_key=at.key, base_url=f"{at.base}/v1", top_n=many)
     return llama_index_nodes(at, found)
-
-
-def llama_index_voyage_rerank(at: At) -> Any:
-    from llama_index.postprocessor.voyageai_rerank import VoyageAIRerank
-
-    return llama_index_nodes(at, VoyageAIRerank(model=at.reranker, api_key=at.key, top_n=len(at.documents)))
 
 
 def llama_index_tei_rerank(at: At) -> Any:
@@ -372,12 +370,25 @@ def haystack_ranked(at: At, found: Any) -> list[float]:
     return by_document(at, [(each.content, each.score) for each in ranked])
 
 
-def haystack_tei_rerank(at: At) -> Any:
-    from haystack.components.rankers import HuggingFaceTEIRanker
+def haystack_tei_rerank(at: At, raw: bool = False) -> Any:
     from haystack.utils import Secret
+    from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
 
-    url = f"{at.base}/tei/{at.reranker}"
-    return haystack_ranked(at, HuggingFaceTEIRanker(url=url, token=Secret.from_token(at.key), top_k=len(at.documents)))
+    key, many = Secret.from_token(at.key), len(at.documents)
+    found = HuggingFaceTEIRanker(url=f"{at.base}/tei/{at.reranker}", token=key, top_k=many, raw_scores=raw)
+    return haystack_ranked(at, found)
+
+
+def haystack_tei_raw(at: At) -> Any:
+    return 1 / (1 + np.exp(-np.array(haystack_tei_rerank(at, raw=True))))
+
+
+def haystack_jina_rerank(at: At) -> Any:
+    from haystack.utils import Secret
+    from haystack_integrations.components.rankers.jina import JinaRanker
+
+    found = JinaRanker(model=at.reranker, api_key=Secret.from_token(at.key), base_url=f"{at.base}/v1/rerank")
+    return haystack_ranked(at, found)
 
 
 def haystack_cohere_rerank(at: At) -> Any:
@@ -389,53 +400,54 @@ def haystack_cohere_rerank(at: At) -> Any:
     return haystack_ranked(at, found)
 
 
-def reranking(**ways: Callable[[At], Any]) -> dict[str, Way]:
-    """Each makes one request."""
-    return {name: Way(ask, reranks=True) for name, ask in ways.items()}
+def ways_of(*asks: Callable[[At], Any], reranks: bool = False, home: str = "clients") -> dict[str, Way]:
+    """Each makes one request, and has its function's name."""
+    return {ask.__name__: Way(ask, reranks=reranks, home=home) for ask in asks}
 
 
-WAYS: dict[str, Way] = {
-    "ollama_embed": Way(ollama_embed),
-    "ollama_embeddings": Way(ollama_embeddings, requests=3),
-    "ollama_list": Way(ollama_list),
-    "cohere_v2": Way(cohere_v2),
-    "cohere_v1": Way(cohere_v1),
-    "voyage": Way(voyage, requests=2, passes=2),
-    "mistral": Way(mistral),
-    "google": Way(google),
-    "hugging_face": Way(hugging_face, requests=3),
-    "hugging_face_by_path": Way(hugging_face_by_path, requests=3),
-    "azure": Way(azure),
-    "azure_async": Way(azure_async),
-    "langchain_ollama": Way(langchain_ollama),
-    "langchain_cohere": Way(langchain_cohere),
-    "langchain_azure": Way(langchain_azure),
-    "langchain_mistral": Way(langchain_mistral),
-    "langchain_google": Way(langchain_google),
-    "langchain_hugging_face": Way(langchain_hugging_face, requests=3),
-    "llama_index_ollama": Way(llama_index_ollama),
-    "llama_index_cohere": Way(llama_index_cohere),
-    "llama_index_tei": Way(llama_index_tei),
-} | reranking(
-    cohere_v1_rerank=cohere_v1_rerank,
-    cohere_v2_rerank=cohere_v2_rerank,
-    cohere_v2_rerank_async=cohere_v2_rerank_async,
-    voyage_rerank=voyage_rerank,
-    voyage_rerank_async=voyage_rerank_async,
-    litellm_cohere=litellm_rerank("cohere"),
-    litellm_jina=litellm_rerank("jina_ai"),
-    litellm_infinity=litellm_rerank("infinity"),
-    litellm_vllm=litellm_rerank("hosted_vllm"),
-    litellm_hugging_face=litellm_rerank("huggingface"),
-    langchain_cohere_rerank=langchain_cohere_rerank,
-    langchain_voyage_rerank=langchain_voyage_rerank,
-    llama_index_cohere_rerank=llama_index_cohere_rerank,
-    llama_index_jina_rerank=llama_index_jina_rerank,
-    llama_index_voyage_rerank=llama_index_voyage_rerank,
-    llama_index_tei_rerank=llama_index_tei_rerank,
-    infinity_client_rerank=infinity_client_rerank,
-    haystack_tei_rerank=haystack_tei_rerank,
-    haystack_cohere_rerank=haystack_cohere_rerank,
+WAYS: dict[str, Way] = (
+    ways_of(
+        ollama_embed,
+        ollama_list,
+        cohere_v2,
+        cohere_v1,
+        mistral,
+        google,
+        azure,
+        azure_async,
+        langchain_ollama,
+        langchain_cohere,
+        langchain_azure,
+        langchain_mistral,
+        langchain_google,
+        llama_index_ollama,
+        llama_index_cohere,
+        llama_index_tei,
+    )
+    | {
+        ask.__name__: Way(ask, requests=3)
+        for ask in (ollama_embeddings, hugging_face, hugging_face_by_path, haystack_jina)
+    }
+    | {"voyage": Way(voyage, requests=2, passes=2)}
+    | ways_of(
+        cohere_v1_rerank,
+        cohere_v2_rerank,
+        cohere_v2_rerank_async,
+        voyage_rerank,
+        voyage_rerank_async,
+        langchain_cohere_rerank,
+        langchain_voyage_rerank,
+        llama_index_cohere_rerank,
+        llama_index_jina_rerank,
+        llama_index_tei_rerank,
+        haystack_tei_rerank,
+        haystack_tei_raw,
+        haystack_jina_rerank,
+        haystack_cohere_rerank,
+        reranks=True,
+    )
+    | ways_of(infinity_client_rerank, reranks=True, home=OLDER)
+    | {f"litellm_{provider}": Way(litellm_rerank(provider), reranks=True) for provider in LITELLM}
 )
 
 

@@ -37,8 +37,7 @@ class Broke(CannotRun):
 class Contender:
     """What can be measured, in a process of its own. All methods may raise Broke.
 
-    `takes_tokens`: what its model takes of a text; longer ones it is not asked for. `answer_s`: of one piece of work, at
-    most.
+    `takes_tokens`: what its model takes of a text; longer ones it is not asked for. `answer_s`: for one piece of work.
     """
 
     takes_tokens = 512

@@ -1,10 +1,11 @@
 """How fast our reranker is, beside other people's: `python -m bench.rerank [--quick] [--json]`.
 
-One query with 1 to 1,000 documents, short, long and mixed: at our engine in process, at a gateway with a node behind it,
-and at sentence-transformers' CrossEncoder, FastEmbed's TextCrossEncoder and Infinity, on the same weights (the default
-model's, under a head that is made up) and the same threads, in interleaved rounds. Every contender's logits are checked
-first. At last the peak memory of each with 1,000 documents of 499 tokens. The peers are installed under `.bench/` at the
-first run; one that does not install, or whose logits differ, is named and left out. Exit code 1 when a target is missed.
+One query with 1 to 1,000 documents, short, long and mixed: at our engine in process, at a gateway with a node behind
+it, and at sentence-transformers' CrossEncoder, FastEmbed's TextCrossEncoder and Infinity, on the same weights (the
+default model's, under a head that is made up) and the same threads, in interleaved rounds. Every contender's logits are
+checked first. At last the peak memory of each with 1,000 documents of 499 tokens. The peers are installed under
+`.bench/` at the first run; one that does not install, or whose logits differ, is named and left out. Exit code 1 when a
+target is missed.
 """
 
 import contextlib
