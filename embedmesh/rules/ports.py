@@ -160,11 +160,18 @@ class Prices(Protocol):
         ...
 
     def meter(self, model: Model, account_id: str, meter: Meter) -> int:
-        """Of a million tokens of a meter. Cached input never costs more than other input. Images: see `image`."""
+        """Of a million tokens of a meter. Cached input never costs more than other input.
+
+        Images and searches: see `image`, `search`.
+        """
         ...
 
     def image(self, model: Model, account_id: str, size: str) -> int:
         """Of a million images of one of the sizes of `Model.image_prices`. Raises KeyError for another size."""
+        ...
+
+    def search(self, model: Model, account_id: str) -> int:
+        """Of a million searches of a model that has a `search_price`."""
         ...
 
 

@@ -191,6 +191,10 @@ class CataloguePrices:
     def image(self, model: Model, account_id: str, size: str) -> int:
         return model.image_prices[size] * 1_000_000
 
+    def search(self, model: Model, account_id: str) -> int:
+        assert model.search_price is not None
+        return model.search_price * 1_000_000
+
 
 @dataclass
 class MemoryLedger:
