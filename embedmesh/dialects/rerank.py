@@ -5,17 +5,17 @@ Voyage's clients are known by `truncation` or `top_k`: only they read the result
 document that is too long is cut, the longer text first, unless the request says otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 from msgspec import Meta
 
-from embedmesh.dialects.reranking import RerankForm, Scored, WriteRanked, agreed
+from embedmesh.dialects.reranking import RerankForm, WriteRanked, agreed
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX, USER_CHARS_MAX
-from embedmesh.rules.reranking import RerankCall, RerankCounts, RerankTruncate
+from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts, RerankTruncate
 
 SAME_RERANK_ID = "rerank"  # some clients want an id; the same request again gets the same bytes, so it says nothing
 IGNORED = ("max_chunks_per_doc", "priority")  # a document is one chunk here, which is within any number of them
@@ -170,10 +170,10 @@ def _meanings(asked: RerankRequest) -> dict[str, Any]:
 def _writing(version: Literal["1", "2"]) -> WriteRanked:
     """How a reply is written at the path of that version."""
 
-    def write(call: RerankCall, scored: Scored, counts: RerankCounts) -> Any:
+    def write(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
         asked: RerankRequest = call.asked
         voyage = asked.truncation is not None or asked.top_k is not None
-        results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in scored]
+        results: list[dict[str, Any]] = [{"index": each.index, "relevance_score": each.score} for each in ranked]
         if asked.return_documents:
             for result in results:
                 text = call.documents[result["index"]]
@@ -211,6 +211,8 @@ def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankF
 
     def form(version: Literal["1", "2"]) -> RerankForm:
         writing = _writing(version)
-        return RerankForm(RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents))
+        return RerankForm(
+            RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents)
+        )
 
     return form("1"), form("2")

@@ -85,7 +85,7 @@ class RerankApi(Api):
     async def rerank(self, request: web.BaseRequest) -> web.StreamResponse:
         """Rerank documents.
 
-        A score for the query and each document, best first: in the words of Cohere, Jina, Voyage, vLLM and Infinity. You
+        A score for the query and each document, best first: as Cohere, Jina, Voyage, vLLM and Infinity do. You
         pay for the tokens of all pairs, the query once for each document; or for a search, if the model has a price of
         searches.
         """
