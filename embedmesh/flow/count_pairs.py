@@ -170,7 +170,7 @@ class _PairCounting:
 
 
 def _bound(call: RerankCall, model: Model, can_pay: CanPay | None) -> Counted:
-    """The bound for a model without a tokenizer here: a token is at least a byte, and its server takes no longer pair."""
+    """The bound for a model without a tokenizer here: a token is a byte at least, and a pair fits the model."""
     if call.keep is not None or call.truncate != "none":
         raise InvalidValue(
             "This model's tokens cannot be counted here, so its documents cannot be cut. Shorten them yourself.",

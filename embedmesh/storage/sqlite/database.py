@@ -67,6 +67,8 @@ class SqliteDb:
     def lock_accounts(self, account_ids: set[str]) -> None:
         """Nothing to do: there is one writer at a time."""
 
+    lock_names = lock_accounts
+
     def close(self) -> None:
         self.connection.close()
 
