@@ -1,4 +1,4 @@
-"""Rerank over a scripted world, by real HTTP: right scores in each API's words, one charge, failures in its envelope."""
+"""Rerank over a scripted world, by real HTTP: right scores in each API's words, one charge, its own failures."""
 
 import json
 import math
