@@ -34,7 +34,7 @@ class RerankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A query, and the documents to rank. Members in one line mean the same, and must agree.
 
     - `top_n`, `top_k`: how many of the best are told; else all.
-    - `max_tokens_per_doc`, `max_doc_length`: a document is cut behind so many tokens.
+    - `max_tokens_per_doc`, `max_doc_length`: a document keeps at most this many tokens.
     - `truncate`, `truncation`: false or `none` refuses a pair that is too long for the model; else it is cut.
     - `raw_scores: true`, `use_activation: false`, `activation: false`: scores are the model's logits; the opposite
       wants them between 0 and 1; else they are what the model's own definition says.

@@ -9,7 +9,7 @@ import pytest
 from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import tei
 from embedmesh.dialects.rerank import RerankList, VoyageRerankList, rerank_forms
-from embedmesh.dialects.reranking import RerankEither, RerankForm
+from embedmesh.dialects.reranking import RerankForms, RerankForm
 from embedmesh.rules.errors import ContextLengthExceeded, Failure
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import RERANK, Model
@@ -26,17 +26,15 @@ DOCUMENTS = ["a", "", "\x00 é\n"]
 ASKED: dict[str, Any] = {"model": "scores", "query": "q", "documents": DOCUMENTS}
 
 
-def either() -> RerankEither:
-    return RerankEither("texts", tei.RERANK, V1)
+def either() -> RerankForms:
+    return RerankForms("texts", tei.RERANK, V1)
 
 
-def parsed(form: RerankForm | RerankEither, catalogue: Catalogue = ONE, named: str | None = None, **asked: Any) -> Any:
+def parsed(form: RerankForm | RerankForms, catalogue: Catalogue = ONE, named: str | None = None, **asked: Any) -> Any:
     return form.parse(json.dumps(asked).encode(), catalogue, ORDINARY, named=named)[0]
 
 
-def replied(
-    form: RerankForm | RerankEither, named: str | None = None, searches: int | None = None, **asked: Any
-) -> Any:
+def replied(form: RerankForm | RerankForms, named: str | None = None, searches: int | None = None, **asked: Any) -> Any:
     call = parsed(form, named=named, **asked)
     ranked = RANKED[: call.top_n]
     headers: dict[str, str] = {}
