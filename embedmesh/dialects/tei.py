@@ -1,4 +1,4 @@
-"""The `/embed` of Text Embeddings Inference, which huggingface_hub's InferenceClient speaks, too.
+"""The `/embed` and `/rerank` of Text Embeddings Inference; the first one huggingface_hub's InferenceClient speaks, too.
 
 https://huggingface.github.io/text-embeddings-inference/. It names no model: the path may, or there is only one.
 """
@@ -11,9 +11,11 @@ from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
+from embedmesh.dialects.reranking import RerankForm, Scored
 from embedmesh.rules.errors import CallerFailure, Failure, Overloaded, RateLimited
 from embedmesh.rules.forwarding import Answer
-from embedmesh.rules.limits import REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, RERANK_DOCUMENTS_MAX
+from embedmesh.rules.reranking import RerankCall, RerankCounts
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -52,3 +54,42 @@ def _write(asked: TeiEmbed, matrix: Matrix, answer: Answer) -> Any:
 
 
 EMBED = Adapted(TeiEmbed, _ours, _write, envelope, {"input": "inputs"})
+
+
+class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first."""
+
+    query: Text
+    texts: Annotated[list[str], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = False
+    truncation_direction: Literal["Right", "right"] = "Right"
+
+
+class TeiRanked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A text's position in the request, and its score; with `return_text` the text, too."""
+
+    index: Annotated[int, Meta(ge=0)]
+    score: float
+    text: str | None = None
+
+
+def _meanings(asked: TeiRerank) -> dict[str, Any]:
+    return {
+        "query": asked.query,
+        "documents": asked.texts,
+        "truncate": "end" if asked.truncate else "none",
+        "raw": asked.raw_scores,
+    }
+
+
+def _write_ranked(call: RerankCall, scored: Scored, counts: RerankCounts) -> Any:
+    if call.asked.return_text:
+        return [{"index": index, "score": score, "text": call.documents[index]} for index, score in scored]
+    return [{"index": index, "score": score} for index, score in scored]
+
+
+RERANK = RerankForm(
+    TeiRerank, _meanings, _write_ranked, envelope, {"documents": "texts"}, echoes=lambda asked: asked.return_text
+)

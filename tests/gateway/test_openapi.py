@@ -109,6 +109,10 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
     assert [row.path for row in rows] == [
         "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/tei/{id}/rerank",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/images/generations",
