@@ -1,6 +1,7 @@
 """The client for programs with an event loop, over aiohttp."""
 
 import asyncio
+import io
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from embedmesh.client.pins import Pins
 
 T = TypeVar("T")
+LARGE_BODY_BYTES = 1024 * 1024  # from here on aiohttp wants to write it in pieces, between which others have their turn
 CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one
 SEALED_AT_ONCE_MAX = LOCKS_OF_KEY_MAX // 2  # further ones wait here: a key that has too many locks open gets no other
 
@@ -205,7 +207,7 @@ class AsyncWire:
         try:
             response = await self._opened().post(
                 base_url + request.path,
-                data=request.body,
+                data=request.body if len(request.body) < LARGE_BODY_BYTES else io.BytesIO(request.body),
                 headers={**self._access.headers, **request.headers},
                 ssl=self._access.tls or False,
                 allow_redirects=False,

@@ -123,7 +123,7 @@ def test_a_document_that_is_refused_is_named_by_its_place_among_all(gateway: Scr
 def test_load_and_a_broken_connection_are_tried_again_as_for_embeddings(
     gateway: ScriptedGateway, rerank: Rerank
 ) -> None:
-    answers: list[Any] = [(503, envelope("overloaded"), {"retry-after-ms": "1"}), Raw(b"HTTP/1.1 200 OK\r\n")]
+    answers: list[Any] = [(503, envelope("overloaded"), {"retry-after-ms": "1"}), Raw(b"")]
     gateway.script = lambda received: answers.pop(0) if answers else None
     assert found(rerank("q", DOCUMENTS)) == best_first("q", DOCUMENTS)
     assert len({received.raw for received in gateway.received}) == 1
@@ -192,7 +192,7 @@ def test_a_confidential_client_does_not_rank_in_the_clear(gateway: ScriptedGatew
 
 
 def test_a_connection_that_breaks_twice_is_told(gateway: ScriptedGateway, rerank: Rerank) -> None:
-    gateway.script = lambda received: Raw(b"HTTP/1.1 200 OK\r\n")
+    gateway.script = lambda received: Raw(b"")
     with pytest.raises(CallNotAnswered):
         rerank("q", ["a"], timeout=30.0)
     assert len(gateway.received) == 2
