@@ -170,7 +170,7 @@ class _PairCounting:
 
 
 def _bound(call: RerankCall, model: Model, can_pay: CanPay | None) -> Counted:
-    """The bound for a model without a tokenizer here: a token is at least a byte, and its server cuts what is longer."""
+    """The bound for a model without a tokenizer here: a token is at least a byte, and its server cuts long pairs."""
     if call.keep is not None:
         raise InvalidValue(
             "This model's tokens cannot be counted here, so its documents cannot be cut. Shorten them yourself.",
@@ -191,8 +191,8 @@ def _check(tokens: int, can_pay: CanPay | None) -> None:
     """Raise a CallerFailure if a request cannot have that many tokens, or the caller cannot pay them."""
     if tokens > RERANK_TOKENS_MAX:
         raise MaxTokensPerRequest(
-            f"All pairs together have more than {RERANK_TOKENS_MAX:,} tokens, the query counted with each document, which "
-            "is what one request takes. Split it.",
+            f"All pairs together have more than {RERANK_TOKENS_MAX:,} tokens, the query counted with each document, "
+            "which is what one request takes. Split it.",
             param="documents",
         )
     if can_pay is not None:

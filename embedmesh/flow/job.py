@@ -101,13 +101,13 @@ async def can_pay(
 async def under_job(world: World, request: Request, tokens: int) -> Done:
     """Set money of the job aside, have the work done and render the reply. Raises a Failure."""
     caller, call, head = request.caller, request.call, request.head
-    call = cast(EncodingCall[Any, Any], call)  # or around one: see `check_job`
     assert head.job is not None and head.idempotency_key is not None
     bound = call.bound(world, caller, claimed=False)
     if isinstance(bound.free, Embedded):  # no node, no debt
         return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
     claim = world.claim_of(head.idempotency_key, request.body)
-    ledger = JobLedger(_jobs_of(world), head.job, len(call.counted.lengths), tokens, world.clock)
+    texts = len(cast(EncodingCall[Any, Any], call).counted.lengths)  # or around one: see `check_job`
+    ledger = JobLedger(_jobs_of(world), head.job, texts, tokens, world.clock)
     bill = await set_aside(
         ledger,
         caller,

@@ -1,7 +1,7 @@
 """The operation "rerank": count pairs of the query and each document, have nodes score them, tell the best first.
 
-A pair is an input whose vector has one component, its logit (`rules.reranking`): all else is as in `embed`. Paid are the
-tokens of all pairs, or searches where the catalogue has a price for them; then tokens are metered at nothing.
+A pair is an input whose vector has one component, its logit: all else is as in `embed`. Paid are the tokens of all
+pairs, or searches where the catalogue has a price for them; then tokens are metered at nothing.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from embedmesh.flow.count import SPECIALS_MAX
-from embedmesh.flow.count_pairs import CanPayFor, count_pairs
+from embedmesh.flow.count import SPECIALS_MAX, CanPayFor
+from embedmesh.flow.count_pairs import count_pairs
 from embedmesh.flow.means import Means
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ENDS_FIRST, Counted, numbers_of

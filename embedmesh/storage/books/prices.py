@@ -1,4 +1,4 @@
-"""What tokens, images and searches cost: a price holds from a moment on, for one account or for all, until another follows."""
+"""What tokens, images and searches cost: a price holds from a moment on, for one account or all, until the next."""
 
 import re
 from collections.abc import Sequence

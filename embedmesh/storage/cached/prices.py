@@ -1,4 +1,4 @@
-"""What tokens, images and searches cost: the store's prices by model, meter and account, or the catalogue's where it has none."""
+"""What tokens, images and searches cost: the store's prices by model, meter and account, else the catalogue's."""
 
 import asyncio
 from contextlib import suppress
