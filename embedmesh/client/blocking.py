@@ -88,9 +88,7 @@ class Client:
 
         return embed_stream_waiting(self._calls.begin_bulk(model, options), as_iterable(texts))
 
-    def rerank(
-        self, query: str, documents: Iterable[str], *, model: str, **options: Unpack[RerankOptions]
-    ) -> Reranked:
+    def rerank(self, query: str, documents: Iterable[str], *, model: str, **options: Unpack[RerankOptions]) -> Reranked:
         """Documents in the order in which they answer the query: their indices and scores, best first.
 
         What one request does not take is sent in several, one after another. See RerankOptions. Raises subclasses of

@@ -48,8 +48,8 @@ class RerankOptions(TypedDict, total=False):
 class Reranked(msgspec.Struct, frozen=True):
     """Documents by their scores: best first, equal ones as they were given.
 
-    `tokens` are those of all pairs, the query's once a document. `searches` is what was charged instead, where the model
-    has such a price. `cost_nanousd` is None where the server does not tell. `truncated` documents were cut.
+    `tokens` are those of all pairs, the query's once a document. `searches` is what was charged instead, where the
+    model has such a price. `cost_nanousd` is None where the server does not tell. `truncated` documents were cut.
     """
 
     results: list[Ranked]

@@ -179,7 +179,7 @@ def _documents(files: Sequence[str], field: str | None) -> Iterator[Document]:
 
 
 def _opened(name: str) -> IO[bytes]:
-    return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")
+    return open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb")
 
 
 def _member(members: dict[str, Any], field: str) -> str | Refusal:
@@ -231,6 +231,9 @@ def _bars(found: Sequence[tuple[Ranked, Document]], *, several: bool) -> rich.ta
         shown = at.text if len(at.text) <= SHOWN_CHARS else at.text[:SHOWN_CHARS] + "…"
         text = "".join(char if char.isprintable() else " " for char in shown)  # a terminal might obey the others
         grid.add_row(
-            f"{each.score:.4f}", rich.bar.Bar(1.0, 0.0, part, color="green"), rich.text.Text(where), rich.text.Text(text)
+            f"{each.score:.4f}",
+            rich.bar.Bar(1.0, 0.0, part, color="green"),
+            rich.text.Text(where),
+            rich.text.Text(text),
         )
     return grid

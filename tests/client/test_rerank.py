@@ -77,7 +77,11 @@ def test_several_requests_are_one_order(gateway: ScriptedGateway, rerank: Rerank
     done: list[int] = []
     told = rerank("q", iter(DOCUMENTS), batch_size=3, top_n=top_n, progress=done.append)
     assert found(told) == best_first("q", DOCUMENTS)[:top_n]
-    assert [received.body["documents"] for received in gateway.received] == [DOCUMENTS[:3], DOCUMENTS[3:6], DOCUMENTS[6:]]
+    assert [received.body["documents"] for received in gateway.received] == [
+        DOCUMENTS[:3],
+        DOCUMENTS[3:6],
+        DOCUMENTS[6:],
+    ]
     assert [received.body["top_n"] for received in gateway.received] == [min(top_n, 3), min(top_n, 3), 1]
     assert (done, told.tokens, told.searches, told.cost_nanousd) == ([3, 6, 7], 35, None, None)
 
@@ -113,7 +117,9 @@ def test_a_request_with_too_many_tokens_is_sent_in_halves(gateway: ScriptedGatew
 
 def test_a_document_that_is_refused_is_named_by_its_place_among_all(gateway: ScriptedGateway, rerank: Rerank) -> None:
     gateway.script = lambda received: (
-        (400, envelope("context_length_exceeded", param="documents.1")) if "document 4" in received.body["documents"] else None
+        (400, envelope("context_length_exceeded", param="documents.1"))
+        if "document 4" in received.body["documents"]
+        else None
     )
     with pytest.raises(InputRefused) as caught:
         rerank("q", DOCUMENTS, batch_size=3)
