@@ -30,19 +30,33 @@ class LayerNames(NamedTuple):
     norm: str = "output.LayerNorm"
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, types: ov.Output | None = None
+) -> ov.Output:
     """Token states of a BERT model. Raises SetupError for a variant that is not known."""
-    return encode(read_config(fields, BertConfig, fixed=BERT_FIXED), weights, ids, mask, indexes(ids))
+    return encode(read_config(fields, BertConfig, fixed=BERT_FIXED), weights, ids, mask, indexes(ids), types)
 
 
-def encode(config: BertConfig, weights: Weights, ids: ov.Output, mask: ov.Output, at: ov.Output) -> ov.Output:
-    """Token states; `at` says which learned position each token has, [length] or a row each."""
+def encode(
+    config: BertConfig, weights: Weights, ids: ov.Output, mask: ov.Output, at: ov.Output, types: ov.Output | None = None
+) -> ov.Output:
+    """Token states; `at` says which learned position each token has, [length] or a row each, and `types` its type."""
     encoder = Encoder(config, weights)
-    positions = encoder.table("embeddings.position_embeddings", config.max_position_embeddings)
-    types = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
-    # A lone text has no second segment: all its tokens are of type 0.
-    states = encoder.norm(add(encoder.embed(ids), rows_at(positions + types[0], at)), "embeddings.LayerNorm")
+    states = embed_tokens(encoder, config, ids, at, types)
     return run_layers(encoder, config.num_hidden_layers, states, score_mask(mask), LayerNames())
+
+
+def embed_tokens(
+    encoder: Encoder, config: BertConfig, ids: ov.Output, at: ov.Output, types: ov.Output | None
+) -> ov.Output:
+    """What goes into the first layer: words, positions and token types."""
+    positions = encoder.table("embeddings.position_embeddings", config.max_position_embeddings)
+    segments = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
+    if types is None:  # a lone text has no second segment: all its tokens are of type 0
+        states = add(encoder.embed(ids), rows_at(positions + segments[0], at))
+    else:
+        states = add(add(encoder.embed(ids), rows_at(positions, at)), rows_at(segments, types))
+    return encoder.norm(states, "embeddings.LayerNorm")
 
 
 def run_layers(encoder: Encoder, layers: int, x: ov.Output, scores_plus: ov.Output, names: LayerNames) -> ov.Output:
