@@ -106,6 +106,7 @@ class Adapted:
         headers[TRUNCATED_HEADER] = f"{truncated}"
         return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
 
+
 def loaded_of(body: bytes, names: Collection[str]) -> dict[str, Any]:
     """The members of a body that are not null; `names` are those of the form. Raises a CallerFailure."""
     try:

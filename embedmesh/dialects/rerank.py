@@ -211,6 +211,8 @@ def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankF
 
     def form(version: Literal["1", "2"]) -> RerankForm:
         writing = _writing(version)
-        return RerankForm(RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents))
+        return RerankForm(
+            RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents)
+        )
 
     return form("1"), form("2")

@@ -170,11 +170,11 @@ class _PairCounting:
 
 
 def _bound(call: RerankCall, model: Model, can_pay: CanPay | None) -> Counted:
-    """The bound for a model without a tokenizer here: a token is at least a byte, and its server cuts long pairs."""
-    if call.keep is not None:
+    """The bound for a model without a tokenizer here: a token is a byte at least, and a pair fits the model."""
+    if call.keep is not None or call.truncate != "none":
         raise InvalidValue(
             "This model's tokens cannot be counted here, so its documents cannot be cut. Shorten them yourself.",
-            param="max_tokens_per_doc",
+            param="truncate" if call.keep is None else "max_tokens_per_doc",
         )
     query = len(call.query.encode()) + SPECIALS_MAX
     lengths = [min(query + len(document.encode()), model.max_tokens) for document in call.documents]

@@ -30,8 +30,8 @@ COMPONENT_BYTES = 4
 INPUT = Meter.INPUT  # an enum's member is slow to look up
 NOT_COUNTED = Counted([])
 
-AnyDialect = TypeVar("AnyDialect")
 AnyCall = TypeVar("AnyCall", Call, RerankCall)
+Asked = TypeVar("Asked", contravariant=True)
 
 
 class Embedded(msgspec.Struct, frozen=True, array_like=True):
@@ -42,7 +42,19 @@ class Embedded(msgspec.Struct, frozen=True, array_like=True):
     cached: int | None = None
 
 
-class Dialect(Protocol):
+class ReplyForm(Protocol[Asked]):
+    """How the reply to a request is written."""
+
+    def reply_bytes_max(self, call: Asked, width: int) -> int:
+        """What the reply takes in memory at most, in bytes: its body and its vectors, `width` components each."""
+        ...
+
+    def render(self, call: Asked, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+        """The reply, with these headers and the form's own."""
+        ...
+
+
+class Dialect(ReplyForm[Call], Protocol):
     """How one API writes embedding requests and replies. Knows the rules only."""
 
     def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
@@ -51,14 +63,6 @@ class Dialect(Protocol):
 
     def parse_ordinary(self, body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | None:
         """The same for a request that needs no closer look; None for any other."""
-        ...
-
-    def reply_bytes_max(self, call: Call, width: int) -> int:
-        """What the reply takes in memory at most, in bytes: its body and its vectors, `width` components each."""
-        ...
-
-    def render(self, call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
-        """The reply, with these headers and the dialect's own."""
         ...
 
     @property
@@ -101,21 +105,21 @@ class Embeddings:
         )
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
-        models = (each for each in world.catalogue.models if each.embeds) if model is None else (model,)
-        return min((world.prices.of(each, account_id) for each in models), default=0)
+        models = world.catalogue.models if model is None else (model,)
+        return min((world.prices.of(each, account_id) for each in models if each.search_price is None), default=0)
 
     def may_be_free(self, world: World, caller: Caller) -> bool:
         return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
 
 
-class EncodingCall(msgspec.Struct, Generic[AnyDialect, AnyCall], eq=False):
+class EncodingCall(msgspec.Struct, Generic[AnyCall], eq=False):
     """One valid request for what nodes make of some inputs, `Model.width` numbers of each.
 
-    Implements the protocol `Invocation`, but for what differs by operation: `count`, `metered`, `render` and
-    `reply_bytes_max`.
+    Implements the protocol `Invocation`, but for `count`. What is charged may differ by operation: `set_prices`,
+    `metered`.
     """
 
-    dialect: AnyDialect
+    form: ReplyForm[AnyCall]
     call: AnyCall
     model: Model
     user: str | None
@@ -129,6 +133,10 @@ class EncodingCall(msgspec.Struct, Generic[AnyDialect, AnyCall], eq=False):
 
     streams: ClassVar[bool] = False
     lock: ClassVar[None] = None
+
+    @property
+    def reply_bytes_max(self) -> int:
+        return self.form.reply_bytes_max(self.call, self.model.width)
 
     def check_served(self, world: World) -> None:
         if not world.fleet.may_come(self.model):
@@ -173,6 +181,15 @@ class EncodingCall(msgspec.Struct, Generic[AnyDialect, AnyCall], eq=False):
         bill.owe(*self.metered(answer.tokens), shares=answer.shares)
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
+    def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
+        first, *others = result.answer.shares
+        headers[NODE_HEADER] = first.node_id
+        if others:
+            headers[NODE_HEADER] = ",".join([share.node_id for share in (first, *others[: NODES_NAMED_MAX - 1])])
+        if result.cached is not None:
+            headers[CACHED_HEADER] = str(result.cached)
+        return self.form.render(self.call, result.truncated, result.answer, headers)
+
     def paid(self, world: World, caller: Caller) -> None:
         if self._learnt is not None:
             world.cache.keep(caller.account_id, self.model, self._learnt)
@@ -186,12 +203,8 @@ class EncodingCall(msgspec.Struct, Generic[AnyDialect, AnyCall], eq=False):
         return (Metered(INPUT, tokens - self.free_tokens, self.price),)
 
 
-class EmbeddingsCall(EncodingCall[Dialect, Call], eq=False):
+class EmbeddingsCall(EncodingCall[Call], eq=False):
     """One valid request for embeddings. Implements the protocol `Invocation`."""
-
-    @property
-    def reply_bytes_max(self) -> int:
-        return self.dialect.reply_bytes_max(self.call, self.model.width)
 
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         tokenizer = world.tokenizers.get(self.model.id)
@@ -199,17 +212,3 @@ class EmbeddingsCall(EncodingCall[Dialect, Call], eq=False):
             self.call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
         )
         return self.counted.tokens
-
-    def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        tell_source(result, headers)
-        return self.dialect.render(self.call, result.truncated, result.answer, headers)
-
-
-def tell_source(result: Embedded, headers: dict[str, str]) -> None:
-    """Add the headers that say which nodes made a result, and how much of it the cache had."""
-    first, *others = result.answer.shares
-    headers[NODE_HEADER] = first.node_id
-    if others:
-        headers[NODE_HEADER] = ",".join([share.node_id for share in (first, *others[: NODES_NAMED_MAX - 1])])
-    if result.cached is not None:
-        headers[CACHED_HEADER] = str(result.cached)

@@ -106,7 +106,7 @@ async def under_job(world: World, request: Request, tokens: int) -> Done:
     if isinstance(bound.free, Embedded):  # no node, no debt
         return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
     claim = world.claim_of(head.idempotency_key, request.body)
-    texts = len(cast(EncodingCall[Any, Any], call).counted.lengths)  # or around one: see `check_job`
+    texts = len(cast(EncodingCall[Any], call).counted.lengths)  # or around one: see `check_job`
     ledger = JobLedger(_jobs_of(world), head.job, texts, tokens, world.clock)
     bill = await set_aside(
         ledger,

@@ -6,17 +6,18 @@ pairs, or searches where the catalogue has a price for them; then tokens are met
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from embedmesh.flow.count_pairs import count_pairs
-from embedmesh.flow.embed import Embedded, EncodingCall, tell_source
+from embedmesh.flow.embed import Embedded, EncodingCall
 from embedmesh.flow.operation import CanPayFor
 from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import EmptyInput, Failure, TooManyInputs
 from embedmesh.rules.exchange import Reply, RequestHead
+from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import Model
@@ -73,7 +74,7 @@ class Rerank:
             raise EmptyInput("There is no document to rank.", param="documents")
         if len(call.documents) > RERANK_DOCUMENTS_MAX:
             raise TooManyInputs(f"One request takes at most {RERANK_DOCUMENTS_MAX:,} documents.", param="documents")
-        return RerankingCall(self.dialect, call, model, call.user)
+        return RerankingCall(RankedForm(self.dialect, model), call, model, call.user)
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = (each for each in world.catalogue.models if each.reranks) if model is None else (model,)
@@ -83,27 +84,29 @@ class Rerank:
         return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
 
 
-class RerankingCall(EncodingCall[RerankDialect, RerankCall], eq=False):
-    """One valid request. Implements the protocol `Invocation`."""
+class RankedForm(NamedTuple):
+    """Writes the reply to one request: scores, the best first, instead of vectors. Implements `ReplyForm`."""
 
-    @property
-    def reply_bytes_max(self) -> int:
-        return self.dialect.reply_bytes_max(self.call)
+    dialect: RerankDialect
+    model: Model
+
+    def reply_bytes_max(self, call: RerankCall, width: int) -> int:
+        return self.dialect.reply_bytes_max(call)
+
+    def render(self, call: RerankCall, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+        raw = self.model.scores == "raw" if call.raw is None else call.raw
+        searches = None if self.model.search_price is None else searches_of(len(call.documents))
+        ranked = rank(answer.data, raw=raw, top_n=call.top_n)
+        return self.dialect.render(call, ranked, RerankCounts(answer.tokens, searches, truncated), headers)
+
+
+class RerankingCall(EncodingCall[RerankCall], eq=False):
+    """One valid request. Implements the protocol `Invocation`."""
 
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         tokenizer = world.tokenizers.get(self.model.id)
         self.counted = await count_pairs(self.call, self.model, tokenizer, world.turns, caller.account_id, can_pay_for)
         return self.counted.tokens
-
-    def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        tell_source(result, headers)
-        call, by_searches = self.call, self.model.search_price is not None
-        raw = self.model.scores == "raw" if call.raw is None else call.raw
-        ranked = rank(result.answer.data, raw=raw, top_n=call.top_n)
-        searches = searches_of(len(call.documents)) if by_searches else None
-        return self.dialect.render(
-            call, ranked, RerankCounts(result.answer.tokens, searches, result.truncated), headers
-        )
 
     def set_prices(self, world: World, caller: Caller) -> None:
         self.price = _price_of(world, self.model, caller.account_id)

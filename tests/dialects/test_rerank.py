@@ -35,7 +35,9 @@ def parsed(form: RerankForm | RerankEither, catalogue: Catalogue = ONE, named: s
     return form.parse(json.dumps(asked).encode(), catalogue, ORDINARY, named=named)[0]
 
 
-def replied(form: RerankForm | RerankEither, named: str | None = None, searches: int | None = None, **asked: Any) -> Any:
+def replied(
+    form: RerankForm | RerankEither, named: str | None = None, searches: int | None = None, **asked: Any
+) -> Any:
     call = parsed(form, named=named, **asked)
     ranked = RANKED[: call.top_n]
     headers: dict[str, str] = {}
@@ -74,8 +76,16 @@ def test_what_members_mean(members: dict[str, Any], means: dict[str, Any]) -> No
 
 def test_texts_of_tei_are_refused_when_too_long_and_scored_between_0_and_1_unless_told_otherwise() -> None:
     call = parsed(tei.RERANK, query="q", texts=["a", ""])
-    assert (call.model, call.documents, call.truncate, call.raw, call.top_n) == ("scores", ["a", ""], "none", False, None)
-    call = parsed(tei.RERANK, ALL, "far", query="q", texts=["a"], truncate=True, raw_scores=True, truncation_direction="Right")
+    assert (call.model, call.documents, call.truncate, call.raw, call.top_n) == (
+        "scores",
+        ["a", ""],
+        "none",
+        False,
+        None,
+    )
+    call = parsed(
+        tei.RERANK, ALL, "far", query="q", texts=["a"], truncate=True, raw_scores=True, truncation_direction="Right"
+    )
     assert (call.model, call.truncate, call.raw) == ("far", "end", True)
     with pytest.raises(Failure) as failed:
         parsed(tei.RERANK, ALL, query="q", texts=["a"])
@@ -182,7 +192,12 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     (tei.RERANK, {"query": "q"}, "missing_parameter", "texts"),
     (tei.RERANK, {"query": "q", "texts": ["a", 3]}, "invalid_type", "texts.1"),
     (tei.RERANK, {"query": "q", "texts": ["a" * 20] * 9_000}, "too_many_inputs", "texts"),
-    (tei.RERANK, {"query": "q", "texts": ["a"], "truncation_direction": "Left"}, "invalid_value", "truncation_direction"),
+    (
+        tei.RERANK,
+        {"query": "q", "texts": ["a"], "truncation_direction": "Left"},
+        "invalid_value",
+        "truncation_direction",
+    ),
     (tei.RERANK, {"query": "q", "texts": ["a"], "top_n": 1}, "unknown_parameter", "top_n"),
 ]
 
@@ -207,7 +222,12 @@ def test_a_model_that_does_something_else_is_refused_with_the_right_path() -> No
 def test_each_api_reads_the_failure_where_it_looks_for_it() -> None:
     words = "`documents.1` has 9 tokens with its query; the model takes at most 5. Shorten it."
     told = json.loads(V1.envelope(ContextLengthExceeded(words, param="documents.1")))
-    error = {"message": words, "type": "invalid_request_error", "param": "documents.1", "code": "context_length_exceeded"}
+    error = {
+        "message": words,
+        "type": "invalid_request_error",
+        "param": "documents.1",
+        "code": "context_length_exceeded",
+    }
     assert told == {"error": error, "message": words, "detail": words}
     told = json.loads(tei.RERANK.envelope(ContextLengthExceeded(words, param="documents.1")))
     assert told == {"error": words.replace("documents", "texts"), "error_type": "Validation"}

@@ -196,9 +196,13 @@ async def test_long_texts_are_counted_off_the_event_loop_and_no_further_than_nee
 
 
 async def test_without_a_tokenizer_bytes_bound_a_pair_and_so_does_the_model() -> None:
-    found = await counted(RerankCall("m", "\u00e4b", ["c", "d" * 500]), FOREIGN, None)
+    found = await counted(RerankCall("m", "\u00e4b", ["c", "d" * 500], truncate="none"), FOREIGN, None)
     assert (found.query, found.texts, found.ids, found.exact) == ("\u00e4b", ["c", "d" * 500], None, False)
     assert found.lengths == [3 + 1 + SPECIALS_MAX, FOREIGN.max_tokens]
-    with pytest.raises(Failure) as refused:
-        await counted(RerankCall("m", "a", ["b"], keep=3), FOREIGN, None)
-    assert refused.value.param == "max_tokens_per_doc"
+    for call, param in (
+        (RerankCall("m", "a", ["b"], truncate="none", keep=3), "max_tokens_per_doc"),
+        (RerankCall("m", "a", ["b"], truncate="end"), "truncate"),
+    ):
+        with pytest.raises(Failure) as refused:
+            await counted(call, FOREIGN, None)
+        assert refused.value.param == param, "nobody here can cut"

@@ -37,7 +37,7 @@ class EndPriceQuery(msgspec.Struct, frozen=True):
 
 
 class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A price in nano-USD per million tokens, or for one image or search; of an account or of all, from now on or later."""
+    """A price in nano-USD: of a million tokens, an image or a search; for one account or all, from now on or later."""
 
     model: str
     price: int
