@@ -164,3 +164,21 @@ def test_bits_are_those_of_numpy_and_round_trip() -> None:
     assert ((FORMS["binary"](rows).astype(int) + 128) == FORMS["ubinary"](rows)).all()
     assert np.abs(FORMS["int8"](rows) / 127 - rows).max() <= 0.5 / 127 + 1e-6
     assert (FORMS["uint8"](rows).astype(int) - 128 == FORMS["int8"](rows)).all()
+
+
+def test_bits_are_those_of_the_examples_that_vendors_publish() -> None:
+    """Voyage's documentation of `output_dtype` has this vector and these two bytes."""
+    published = [-0.03955078, 0.006214142, -0.07446289, -0.039001465, 0.0046463013, 0.00030612946, -0.08496094, 0.03994751]
+    row = np.array([published], "<f4")
+    assert (FORMS["ubinary"](row).tolist(), FORMS["binary"](row).tolist()) == ([[77]], [[-51]])
+
+
+def test_fewer_bits_are_what_vendors_define() -> None:
+    """Bits as Voyage, Jina, Cohere and sentence-transformers define them: unpacked, one is a positive component."""
+    rows = np.array([[0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 0.5, -0.5, 0.25]], "<f4")
+    signed, unsigned = np.array(FORMS["binary"](rows), np.int8), np.array(FORMS["ubinary"](rows), np.uint8)
+    for each in (unsigned, (signed.astype(np.int16) + 128).astype(np.uint8)):
+        assert np.unpackbits(each, axis=1)[0].tolist() == [0, 0, 1, 0, 1, 0, 1, 0, 1, *[0] * 7]
+    # Halves go to the even number, as IEEE 754 rounds; the range is symmetric, so that -x is -x.
+    assert FORMS["int8"](rows).tolist() == [[0, 0, 0, 0, 127, -127, 64, -64, 32]]
+    assert FORMS["uint8"](rows).tolist() == [[128, 128, 128, 128, 255, 1, 192, 64, 160]]
