@@ -148,7 +148,7 @@ def _random_size(dice: Dice) -> int:
 
 
 def _random_text(dice: Dice, most: int, tokenizer: Tokenizer | None) -> str:
-    """Random words, and at most so many; tokens, where they can be counted: a question has to fit one part."""
+    """Random words, and of them at most `most` tokens, where these can be counted: questions have to fit one part."""
     size = max(1, min(_random_size(dice), most))
     text = " ".join(_random_word(dice) for _ in range(size))
     return text if tokenizer is None else tokenizer.clip(text, size, end=False)
