@@ -28,6 +28,7 @@ DOCUMENTS_BYTES_MAX = 256 * 1024 * 1024  # of all files, which are in memory unt
 STEP_DOCUMENTS = 200  # of a request: the bar moves, and two whole searches cost what they cost in a larger one
 RERANK_RETRIES = 8  # of a request that is refused for load: half a minute
 BAR_COLUMNS = 16
+PLACE_CHARS = 24  # of the file and line of a document in a terminal: the end of it
 SHOWN_CHARS = 240  # of a document in a terminal: three lines; --json and pipes have all of it
 EXIT_REFUSED = 1
 
@@ -99,8 +100,7 @@ def rerank(
         raise WrongUsage("There is nothing to rank: the input has no line with a text.")
     gateway = find_gateway(url, api_key_file, data_dir, "api")
     try:
-        model = model or _only_model(gateway)
-        ranked = _rank(gateway, query, documents, model, options)
+        ranked = _rank(gateway, query, documents, _model(gateway, model), options)
     except WrongCall as error:
         raise WrongUsage(error.message) from None
     except InputRefused as error:
@@ -119,35 +119,36 @@ def _end(why: str) -> NoReturn:
 def _rank(
     gateway: GatewayAccess, query: str, documents: Sequence[Document], model: str, options: dict[str, Any]
 ) -> Reranked:
-    """Raises EmbedmeshError; SetupError where nothing listens."""
-    done = 0
+    """Raises EmbedmeshError."""
     with (
         Client(base_url=gateway.base_url, api_key=gateway.key, max_retries=RERANK_RETRIES) as client,
         ProgressBar(*rich.progress.Progress.get_default_columns(), transient=True) as bar,
     ):
 
-        def progress(now: int) -> None:
-            nonlocal done
-            done = now
-            bar.show("documents", now, len(documents))
+        def progress(done: int) -> None:
+            if len(documents) > STEP_DOCUMENTS:
+                bar.show("documents", done, len(documents))
 
-        if len(documents) > STEP_DOCUMENTS:
-            progress(0)
+        progress(0)
         texts = [document.text for document in documents]
-        try:
-            return client.rerank(query, texts, model=model, batch_size=STEP_DOCUMENTS, progress=progress, **options)
-        except CallNotAnswered as error:
-            if done:
-                raise
-            raise SetupError(f"{error.message} Is the gateway running?") from None
+        return client.rerank(query, texts, model=model, batch_size=STEP_DOCUMENTS, progress=progress, **options)
 
 
-def _only_model(gateway: GatewayAccess) -> str:
-    """The one model that reranks. Raises EmbedmeshError; SetupError where there is none, or several."""
+def _model(gateway: GatewayAccess, asked: str | None) -> str:
+    """The model that is asked for, else the one that reranks. Asking first tells at once where nothing listens.
+
+    Raises EmbedmeshError; SetupError where nothing listens, and where no model, or several, would do.
+    """
     try:
         found = served_for(find_access(gateway.base_url, gateway.key, None), "rerank")
     except CallNotAnswered as error:
         raise SetupError(f"{error.message} Is the gateway running?") from None
+    except EmbedmeshError:
+        if asked is None:
+            raise
+        return asked
+    if asked is not None:
+        return asked
     if not found:
         raise SetupError(NO_RERANKER)
     if len(found) > 1:
@@ -223,11 +224,12 @@ def _bars(found: Sequence[tuple[Ranked, Document]], *, several: bool) -> rich.ta
     grid = rich.table.Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(justify="right")
     grid.add_column(width=BAR_COLUMNS)
-    grid.add_column(justify="right", style="dim")
+    grid.add_column(justify="right", style="dim", no_wrap=True)
     grid.add_column(ratio=1)
     for each, at in found:
         part = 1 / (1 + math.exp(-max(each.score, -700.0))) if logits else each.score
         where = f"{at.file}:{at.line}" if several else str(at.line)
+        where = where if len(where) <= PLACE_CHARS else "…" + where[1 - PLACE_CHARS :]
         shown = at.text if len(at.text) <= SHOWN_CHARS else at.text[:SHOWN_CHARS] + "…"
         text = "".join(char if char.isprintable() else " " for char in shown)  # a terminal might obey the others
         grid.add_row(
