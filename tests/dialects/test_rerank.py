@@ -9,7 +9,7 @@ import pytest
 from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import tei
 from embedmesh.dialects.rerank import RerankList, VoyageRerankList, rerank_forms
-from embedmesh.dialects.reranking import RerankForms, RerankForm
+from embedmesh.dialects.reranking import RerankForm, RerankForms
 from embedmesh.rules.errors import ContextLengthExceeded, Failure
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import RERANK, Model
