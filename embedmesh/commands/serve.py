@@ -136,8 +136,8 @@ class _ServeOutput:
         first = "Add a server that runs a model: embedmesh nodes add URL --model MODEL"
         if model is not None:
             trust = "" if authority is None else f"--cacert {shlex.quote(str(authority.absolute()))} "
-            path, asked = ("rerank", RERANK_SAMPLE) if model.reranks else ("embeddings", EMBED_SAMPLE)
-            first = f"""curl {trust}{credentials.base_url}/{path} \\
+            route, asked = ("rerank", RERANK_SAMPLE) if model.reranks else ("embeddings", EMBED_SAMPLE)
+            first = f"""curl {trust}{credentials.base_url}/{route} \\
     -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" \\
     -d '{{"model": "{(*model.aliases, model.id)[0]}", {asked}}}'"""
