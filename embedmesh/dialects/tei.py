@@ -60,7 +60,7 @@ EMBED = Adapted(TeiEmbed, _ours, _write, envelope, {"input": "inputs"})
 class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first.
 
-    `top_n` is not TEI's: some clients send it, and are told so many of the best.
+    `top_n` is not TEI's: some clients send it, to have only the best.
     """
 
     query: Text
