@@ -16,6 +16,7 @@ from tests.client.gateway import KEY, ScriptedGateway
 ROOT = Path(__file__).parent.parent.parent
 HOW_TO = (ROOT / "docs" / "how-to" / "confidential.md").read_text("utf-8")
 MANY_TEXTS = (ROOT / "docs" / "how-to" / "many-texts.md").read_text("utf-8")
+RERANK = (ROOT / "docs" / "how-to" / "rerank.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.+?)```", HOW_TO, re.S)
 
 
@@ -42,7 +43,7 @@ def test_the_how_to_has_every_reason_and_every_error() -> None:
     assert words(before.partition("| reason, before")[2]) >= NODE_WORDS.keys() | {"not_pinned"}
     assert words(after) >= REPLY_WORDS.keys()
     errors = {name for name in embedmesh.client.__all__ if is_error(name)}
-    assert words(HOW_TO) | words(MANY_TEXTS) >= errors - {"NotTrusted"}
+    assert words(HOW_TO) | words(MANY_TEXTS) | words(RERANK) >= errors - {"NotTrusted"}
 
 
 @pytest.mark.parametrize("program", re.findall(r"```python\n(.+?)```", MANY_TEXTS, re.S))
