@@ -1,4 +1,4 @@
-"""Servers of other makes that rerank, as nodes of a gateway: added by its API, asked by its callers, each in its form."""
+"""Servers of other makes that rerank, as nodes of a gateway: added by its API, asked by callers, each in its form."""
 
 import asyncio
 import json
