@@ -22,6 +22,7 @@ from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import CLIENT_IDLE_S, CLIENT_REPLY_BYTES_MAX, CONNECT_WITHIN_S
 from embedmesh.rules.limits import LOCKS_OF_KEY_MAX
+from embedmesh.rules.tls_failures import cause_of, tls_failure
 
 if TYPE_CHECKING:
     from embedmesh.client.bulk.posting import Post
@@ -220,9 +221,8 @@ class AsyncWire:
                 body = await read_bounded(response, CLIENT_REPLY_BYTES_MAX)
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return HttpAnswer(response.status, headers, body)
-        except aiohttp.ClientConnectorCertificateError as error:
-            reason = getattr(error.certificate_error, "verify_message", "") or "its certificate is not trusted"
-            return NoAnswer("tls", f"no secure connection to {base_url} ({reason})")
+        except aiohttp.ClientSSLError as error:
+            return NoAnswer("tls", str(tls_failure(base_url, cause_of(error))))
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or type(error.os_error).__name__
             return NoAnswer("connect", f"{base_url} cannot be reached ({reason})")

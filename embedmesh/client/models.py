@@ -1,6 +1,7 @@
 """What an endpoint says of a model before anything is embedded, and so before anything is paid."""
 
 import http.client
+import ssl
 from urllib.parse import quote
 
 import msgspec
@@ -10,6 +11,7 @@ from embedmesh.client.errors import CallNotAnswered, CallRefused, WrongCall
 from embedmesh.client.refusals import read_problem
 from embedmesh.client.wire import CONNECT_WITHIN_S
 from embedmesh.rules.limits import VECTOR_WIDTH_MAX
+from embedmesh.rules.tls_failures import tls_failure
 
 MODEL_REPLY_BYTES_MAX = 16 * 1024 * 1024  # a model with its prices has some hundred; a catalogue has thousands at most
 
@@ -60,6 +62,9 @@ def _get(access: Access, path: str) -> bytes:
         connection.request("GET", access.path + path, headers=access.headers)
         reply = connection.getresponse()
         body = reply.read(MODEL_REPLY_BYTES_MAX)
+    except ssl.SSLError as error:
+        words = str(tls_failure(access.base_url, error))
+        raise CallNotAnswered(f"{words[:1].upper()}{words[1:]}.") from None
     except (OSError, http.client.HTTPException) as error:
         raise CallNotAnswered(f"{access.base_url} does not tell its models ({type(error).__name__}).") from None
     finally:

@@ -3,6 +3,7 @@
 https://huggingface.github.io/text-embeddings-inference/. It names no model: the path may, or there is only one.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,11 +12,11 @@ from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
-from embedmesh.dialects.reranking import RerankForm, Scored
+from embedmesh.dialects.reranking import RerankForm
 from embedmesh.rules.errors import CallerFailure, Failure, Overloaded, RateLimited
 from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, RERANK_DOCUMENTS_MAX
-from embedmesh.rules.reranking import RerankCall, RerankCounts
+from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -84,10 +85,10 @@ def _meanings(asked: TeiRerank) -> dict[str, Any]:
     }
 
 
-def _write_ranked(call: RerankCall, scored: Scored, counts: RerankCounts) -> Any:
+def _write_ranked(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
     if call.asked.return_text:
-        return [{"index": index, "score": score, "text": call.documents[index]} for index, score in scored]
-    return [{"index": index, "score": score} for index, score in scored]
+        return [{"index": each.index, "score": each.score, "text": call.documents[each.index]} for each in ranked]
+    return [{"index": each.index, "score": each.score} for each in ranked]
 
 
 RERANK = RerankForm(

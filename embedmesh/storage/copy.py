@@ -19,7 +19,7 @@ from embedmesh.storage.postgres.database import VERSION_FACT, PostgresDb, Postgr
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteEngine
 
 NUMBERED = {"transfers": "transfer_id", "prices": "price_id"}  # by the store itself
-OF_ONE_STORE = (VERSION_FACT, "probed_ms")  # facts that are not copied, nor that a gateway runs
+OF_ONE_STORE = (VERSION_FACT, "probed_ms", "store_place")  # facts that are not copied, nor that a gateway runs
 COPIED_ROWS_AT_ONCE = 2_000
 HALF = 2**32
 

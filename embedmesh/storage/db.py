@@ -78,6 +78,9 @@ class Db(Protocol):
         Always before anything is moved, and in one order, so that two transactions never wait for each other.
         """
 
+    def lock_names(self, names: set[str]) -> None:
+        """The same for rows that gateways change, and for those that they may be making: nodes and invites, by id."""
+
     def close(self) -> None: ...
 
 

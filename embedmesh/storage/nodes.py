@@ -13,7 +13,6 @@ from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.acts import WriteActs
-from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.sql import NODES_SQL
@@ -69,9 +68,8 @@ class InviteRow(msgspec.Struct, frozen=True):
 class NodeBooks:
     """The nodes of one store. Every method raises StoreUnavailable. What has an actor makes a row of the audit."""
 
-    def __init__(self, reads: Reads, write: WriteDurably, act: WriteActs, clock: Clock, key_secret: bytes) -> None:
+    def __init__(self, reads: Reads, act: WriteActs, clock: Clock, key_secret: bytes) -> None:
         self._reads = reads
-        self._write = write
         self._act = act
         self._clock = clock
         self._seal = Seal(key_secret)
@@ -123,58 +121,57 @@ class NodeBooks:
             acts = () if by is None else (Act(by[1], node_id, _difference(kept, record)),)
             return SavedNode(self._keep(db, record), forgotten), acts
 
-        if by is None:
-            saved = await self._write(lambda db, now_ms: write(db, now_ms)[0])
-        else:
-            saved = await self._act(by[0], write)
+        saved = await self._act(node_id, write, None if by is None else by[0])
         if isinstance(saved, Failure):
             raise saved
         return saved
 
     async def touch(self, node_id: str, now_ms: int) -> None:
         """Note that a pending node still asks to join. Other gateways need not hear of it."""
-        await self._run("touch_node", {"node_id": node_id, "now_ms": now_ms})
+        await self._run(node_id, "touch_node", {"node_id": node_id, "now_ms": now_ms})
 
     async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
         """Remember how far a node's log was checked."""
-        await self._run("note_receipts", {"node_id": node_id, "receipts_count": count, "receipts_head": head})
+        values = {"node_id": node_id, "receipts_count": count, "receipts_head": head}
+        await self._run(node_id, "note_receipts", values)
 
     async def note(self, act: Act, by: Actor) -> None:
         """An act that changes nothing in the store."""
-        await self._act(by, lambda db, now_ms: (None, (act,)))
+        await self._act("", lambda db, now_ms: (None, (act,)), by)
 
     async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int, by: Actor) -> None:
         """Keep a new join token."""
         sealed = self._seal.close(verifier, what="invite", whose=invite_id)
         row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
         act = Act(Verb.INVITE_CREATE, invite_id, {"expires_ms": expires_ms})
-        await self._run("insert_invite", row, (by, act))
+        await self._run(invite_id, "insert_invite", row, (by, act))
 
     async def use_invite(self, invite_id: str, node_id: str) -> bool:
         """Whether this node is the one that used it up: now, or before."""
 
-        def write(db: Db, now_ms: int) -> int:
+        def write(db: Db, now_ms: int) -> tuple[int, Sequence[Act]]:
             row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
             used = int(db.execute(NODES_SQL["use_invite"], row).rowcount)
-            return used or len(db.execute(NODES_SQL["find_invite"], row).fetchall())
+            return used or len(db.execute(NODES_SQL["find_invite"], row).fetchall()), ()
 
-        return bool(await self._write(write))
+        return bool(await self._act(invite_id, write))
 
     async def revoke_invite(self, invite_id: str, by: Actor) -> bool:
         """End an invite; False where it is not open."""
         act = Act(Verb.INVITE_REVOKE, invite_id)
-        return bool(await self._run("revoke_invite", {"invite_id": invite_id}, (by, act)))
+        return bool(await self._run(invite_id, "revoke_invite", {"invite_id": invite_id}, (by, act)))
 
-    async def _run(self, statement: str, row: dict[str, Any], acted: tuple[Actor, Act] | None = None) -> int:
-        """Durably run one statement, an act if it changes anything; how many rows it changed."""
+    async def _run(
+        self, row: str, statement: str, values: dict[str, Any], acted: tuple[Actor, Act] | None = None
+    ) -> int:
+        """Durably run one statement on a row, an act if it changes anything; how many rows it changed."""
+        actor, acts = (None, ()) if acted is None else (acted[0], (acted[1],))
 
-        def write(db: Db, now_ms: int) -> int:
-            return int(db.execute(NODES_SQL[statement], {"now_ms": now_ms} | row).rowcount)
+        def write(db: Db, now_ms: int) -> tuple[int, Sequence[Act]]:
+            done = int(db.execute(NODES_SQL[statement], {"now_ms": now_ms} | values).rowcount)
+            return done, acts if done else ()
 
-        if acted is None:
-            return await self._write(write)
-        actor, act = acted
-        return await self._act(actor, lambda db, now_ms: (done := write(db, now_ms), (act,) if done else ()))
+        return await self._act(row, write, actor)
 
     def _make_room(self, db: Db, now_ms: int) -> str | None:
         """Make room for one more pending node; which one was forgotten, if one had to be. Raises Overloaded."""

@@ -1,9 +1,11 @@
 """Opening a store for a gateway: its connections, its name, and what a gateway that died has left."""
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +32,9 @@ from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb
 from embedmesh.system import sync_data
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
+PLACE = "store_place"  # a fact of an SQLite store: where its file was when a gateway opened it last
+
+log = logging.getLogger(__name__)
 
 
 class Left(NamedTuple):
@@ -80,6 +85,7 @@ async def open_sqlite(
         else:
             refuse_another_version(engine, writes)
         recovered = prepare(writes, instance.name, running, key_secret, clock.unix_ms(), alone=lock.alone)
+        _note_place(writes, engine.path.absolute())
         writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
         writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
         opened.append(reads := engine.connect(busy_s=0, read_only=True))
@@ -110,6 +116,22 @@ async def open_sqlite(
         medium=lambda clock: SqliteMedium(writes, clock, partial(sync_data, wal)),
         on_close=close,
     )
+
+
+def _note_place(db: SqliteDb, path: Path) -> None:
+    """Note where the file is. Where it was before there still is another: then one is a copy, which is told once."""
+    with suppress(*errors(), UnicodeEncodeError):  # what cannot be noted now is noted at the next start
+        found = db.execute(FACTS_SQL["find_fact"], {"name": PLACE}).fetchone()
+        before = None if found is None else Path(found[0])
+        if before == path:
+            return
+        with suppress(OSError):
+            if before is not None and before.exists() and not before.samefile(path):
+                log.warning(
+                    "the store %s is a copy: that of %s is there, too. They do not know of each other: what is spent "
+                    "at one is not spent at the other", path, before,
+                )  # fmt: skip
+        db.execute(FACTS_SQL["set_fact"], {"name": PLACE, "value": str(path)})
 
 
 def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> Left:

@@ -83,7 +83,7 @@ class Store:
         self.prices = PriceList(self._reads, self.changes, clock)
         self.rate_limits = LeasedRateLimits(self._write, clock)
         self.slots = LeasedSlots(self._outcome, opened.instance.name, self._reads, self.changes, clock)
-        self.nodes = NodeBooks(self._reads, self._write, self._act, clock, key_secret)
+        self.nodes = NodeBooks(self._reads, self._act, clock, key_secret)
         self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats, self._capture_exact)
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
         self.locks = StoredLocks(
@@ -299,9 +299,11 @@ class Store:
         """Run a function with the next batch; its result comes once that is durable. Raises StoreUnavailable."""
         return await self._outcome(Change(write, accounts))
 
-    async def _act(self, actor: Actor, write: Callable[[Db, int], tuple[T, Sequence[Act]]]) -> T:
-        """The same for what somebody does: with the rows of the acts that it returns besides its result."""
-        return await self._outcome(ActedChange(write, actor))
+    async def _act(
+        self, row: str, write: Callable[[Db, int], tuple[T, Sequence[Act]]], actor: Actor | None = None
+    ) -> T:
+        """The same for a node or an invite, the `row`: with the rows of the acts that it returns besides its result."""
+        return await self._outcome(ActedChange(row, write, actor))
 
     async def _outcome(self, write: WaitedWrite[T]) -> T:
         self._writer.submit(write)

@@ -168,7 +168,16 @@ def test_bits_are_those_of_numpy_and_round_trip() -> None:
 
 def test_bits_are_those_of_the_examples_that_vendors_publish() -> None:
     """Voyage's documentation of `output_dtype` has this vector and these two bytes."""
-    published = [-0.03955078, 0.006214142, -0.07446289, -0.039001465, 0.0046463013, 0.00030612946, -0.08496094, 0.03994751]
+    published = [
+        -0.03955078,
+        0.006214142,
+        -0.07446289,
+        -0.039001465,
+        0.0046463013,
+        0.00030612946,
+        -0.08496094,
+        0.03994751,
+    ]
     row = np.array([published], "<f4")
     assert (FORMS["ubinary"](row).tolist(), FORMS["binary"](row).tolist()) == ([[77]], [[-51]])
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -171,6 +172,35 @@ async def test_many_actors_at_once_leave_no_gap(shop: Shop, store: Store) -> Non
     assert [row.act_id for row in rows] == list(range(1, len(rows) + 1))
     assert len(rows) == 1 + 3 * each * 2 + 4 * each
     shop.assert_right()
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["at once", "one by one"])
+async def test_gateways_that_act_on_the_same_nodes_in_any_order_never_fail(shop: Shop, broken: bool) -> None:
+    """Nor where a batch begins again because the store refuses one of its writes: all lock in one order."""
+    names = [f"up-{number}" for number in range(5)]
+    stores = [await shop.open(lock_wait_s=5) for _ in range(2)]
+
+    async def refused(store: Store) -> None:
+        with pytest.raises(StoreUnavailable):
+            await store._write(lambda db, now_ms: db.execute("INSERT INTO facts (name, value) VALUES ('acts', '1')"))
+
+    for round_ in range(12):
+        work: list[Awaitable[Any]] = []
+        for number, store in enumerate(stores):
+            for name in names if number else reversed(names):
+                work.append(change(store, name, Verb.NODE_WEIGHT, weight=float(2 * round_ + number + 1)))
+                work.append(store.nodes.note_receipts(name, round_, b"h" * 32))
+            if broken:
+                work.append(refused(store))
+        await asyncio.gather(*work)
+    assert [store.stats.failed_batches for store in stores] == [0, 0]
+    assert [store.stats.broken_writes for store in stores] == [12 * broken] * 2
+    rows = acts(shop, verb="node")
+    assert [row.act_id for row in rows] == list(range(rows[0].act_id, rows[0].act_id + len(rows)))
+    assert len(rows) == 12 * len(names) * 2
+    shop.assert_right()
+    for store in stores:
+        await store.close()
 
 
 def rewritten(db: Db) -> None:

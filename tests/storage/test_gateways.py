@@ -21,6 +21,7 @@ from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab, RecallTabs
 from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.store import Store
+from embedmesh.system import this_user
 from tests.storage.shop import LASTS_MS, Shop, charge
 
 GATEWAYS = 3
@@ -318,7 +319,7 @@ async def test_gateways_hear_that_settings_are_to_be_read_also_the_first_time(sh
     store.changes.on("settings", lambda: heard.append("settings"))
     await store.changes.look()
     for told in (1, 2):
-        shop.books.tell_settings({"changed": []})
+        shop.books.tell_settings({"changed": []}, [this_user()])
         await store.changes.look()
         await store.changes.look()
         assert len(heard) == told

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from embedmesh.dialects import tei
 from embedmesh.dialects.rerank import RerankList, RerankRequest, VoyageRerankList, rerank_forms
-from embedmesh.dialects.reranking import RerankEither
+from embedmesh.dialects.reranking import RerankForms
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.rerank import Rerank
 from embedmesh.gateway.api.dialects_api import FAILURES, TeiError
@@ -85,7 +85,7 @@ class RerankApi(Api):
     async def rerank(self, request: web.BaseRequest) -> web.StreamResponse:
         """Rerank documents.
 
-        A score for the query and each document, best first: in the words of Cohere, Jina, Voyage, vLLM and Infinity. You
+        A score for the query and each document, best first: as Cohere, Jina, Voyage, vLLM and Infinity do. You
         pay for the tokens of all pairs, the query once for each document; or for a search, if the model has a price of
         searches.
         """
@@ -100,7 +100,7 @@ class RerankApi(Api):
 
         The first where the body has `texts`, for the only model here that reranks; else the second.
         """
-        either = RerankEither("texts", tei.RERANK, RERANK_V1_FORM)
+        either = RerankForms("texts", tei.RERANK, RERANK_V1_FORM)
         return await self._answer(request, Rerank(either), TEI_RERANK_PATH)
 
     async def tei_rerank_by(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -86,14 +86,15 @@ class Books:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def tell_settings(self, names: Mapping[str, Sequence[str]]) -> None:
-        """Have all gateways of the store read their settings again, as one has. Raises StoreUnavailable.
+    def tell_settings(self, names: Mapping[str, Sequence[str]], by: Sequence[Actor]) -> None:
+        """Have all gateways of the store read their settings again, as one is about to. Raises StoreUnavailable.
 
-        `names`: of what has changed there. They become texts: a list in a row is [old, new].
+        `names`: of what changes there. They become texts: a list in a row is [old, new]. `by`: all who asked for it.
         """
         said = {what: ", ".join(each) for what, each in names.items() if each}
         with self._session.transaction():
-            self._session.note(Verb.SETTINGS_RELOAD, "settings", said)
+            for actor in by:
+                self._session.note(Verb.SETTINGS_RELOAD, "settings", said, by=actor)
             self._session.run(FACTS_SQL["tell_change"], {"kind": "settings"})
 
     def by(self, actor: Actor, do: "Callable[[Books], T]") -> T:

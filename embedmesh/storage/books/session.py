@@ -24,7 +24,7 @@ class BooksSession:
         self.clock = clock
         self._db = db
         self._actor = actor
-        self._acts: list[Act] = []  # of the transaction
+        self._acts: list[tuple[Act, Actor | None]] = []  # of the transaction
         self._changed = False  # whether it has changed anything
 
     def run(self, statement: str, values: Mapping[str, Any] | None = None) -> int:
@@ -60,9 +60,12 @@ class BooksSession:
         finally:
             self._actor = before
 
-    def note(self, verb: Verb, object_id: str, changes: Mapping[str, Any]) -> None:
-        """What is done in this transaction. Its row is written at the end."""
-        self._acts.append(Act(verb, object_id, changes))
+    def note(self, verb: Verb, object_id: str, changes: Mapping[str, Any], by: Actor | None = None) -> None:
+        """What is done in this transaction, by the actor of the session unless it says another.
+
+        Its row is written at the end.
+        """
+        self._acts.append((Act(verb, object_id, changes), by or self._actor))
 
     @contextmanager
     def transaction(self, *accounts: str) -> Iterator[None]:
@@ -87,10 +90,10 @@ class BooksSession:
     def _record(self) -> None:
         if self._changed and not self._acts:
             raise AssertionError("what changes the books is an act: note it")
-        if self._acts:
-            if self._actor is None:
+        for act, actor in self._acts:
+            if actor is None:
                 raise AssertionError("an act has an actor: say by whom the books are asked")
-            record(self._db, self._actor, self._acts, self.clock.unix_ms())
+            record(self._db, actor, [act], self.clock.unix_ms())
 
     def _write(self, statement: str, values: Mapping[str, Any] | None) -> Cursor:
         if not self._db.in_transaction:

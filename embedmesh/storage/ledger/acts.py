@@ -31,23 +31,30 @@ class AuditHead(msgspec.Struct, frozen=True):
 class WriteActs(Protocol):
     """Runs a function of the connection and the time with the next batch, which returns its result and its acts.
 
-    The result comes once all of it is durable. The function must raise nothing but the driver's errors.
+    `row` names the one row, a node or an invite, that it locks. Without acts there need be no actor. The result comes
+    once all of it is durable. The function must raise nothing but the driver's errors.
     """
 
-    def __call__(self, actor: Actor, write: "Callable[[Db, int], tuple[T, Sequence[Act]]]") -> Awaitable[T]: ...
+    def __call__(
+        self, row: str, write: "Callable[[Db, int], tuple[T, Sequence[Act]]]", actor: Actor | None = None
+    ) -> Awaitable[T]: ...
 
 
 class ActedChange(Change[T]):
-    """A change that somebody makes, with the rows of its acts.
+    """A change of one row that somebody makes, with the rows of its acts; or one of such a row that is nobody's act.
 
-    It comes last in a batch, the rows after all changes. A transaction that writes acts locks their number, and nothing
-    after that: so no two wait for each other.
+    A batch locks the names of all such rows before it changes anything. These changes come last in it, the acts after
+    all of them: a transaction that writes acts locks their number, and nothing after that. So all gateways lock in one
+    order, and no two of their transactions wait for each other.
     """
 
     rank = 4
 
-    def __init__(self, write: Callable[[Db, int], tuple[T, Sequence[Act]]], actor: Actor) -> None:
+    def __init__(
+        self, row: str, write: Callable[[Db, int], tuple[T, Sequence[Act]]], actor: Actor | None = None
+    ) -> None:
         super().__init__(self._changing)
+        self.row = row
         self._acting = write
         self._actor = actor
         self._acts: Sequence[Act] = ()
@@ -57,15 +64,30 @@ class ActedChange(Change[T]):
         return result
 
     @classmethod
+    def prepare_all(cls, db: Db, now_ms: int, writes: "Sequence[Any]") -> set[str]:
+        if names := {one.row for one in writes if one.row}:
+            db.lock_names(names)
+        return set()
+
+    @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[Any]") -> None:
         super().apply_all(db, now_ms, writes)
+        cls.conclude_all(db, now_ms, writes)
+
+    def apply_alone(self, db: Db, now_ms: int) -> None:
+        super().apply_all(db, now_ms, [self])
+
+    @classmethod
+    def conclude_all(cls, db: Db, now_ms: int, writes: "Sequence[Any]") -> None:
         for one in writes:
             record(db, one._actor, one._acts, now_ms)
 
 
-def record(db: Db, actor: Actor, acts: Sequence[Act], now_ms: int) -> None:
+def record(db: Db, actor: Actor | None, acts: Sequence[Act], now_ms: int) -> None:
     """Write a row for each act. It has to be the last that a transaction locks."""
     for act in acts:
+        if actor is None:
+            raise AssertionError("an act has an actor: say by whom it is")
         ((act_id,),) = db.execute(ACTS_SQL["next_act"]).fetchall()
         last = db.execute(ACTS_SQL["last_act"]).fetchone()
         row = {

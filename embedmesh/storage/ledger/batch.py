@@ -2,7 +2,7 @@
 
 Writes of one kind are applied together: a few statements for all of them. If the store refuses one of them, the batch
 begins again with each write in a savepoint of its own, so that only that one is refused. A write may be applied again
-if nothing was kept of what it did before.
+if nothing was kept of what it did before. Either way all is locked in one order, the same in every gateway.
 """
 
 import logging
@@ -57,28 +57,41 @@ class WriteBatch:
         self.refused = 0
         self._lock(db)
         self.applied = []
-        for _, writes in self._kinds:
+        for kind, writes in self._kinds:
+            db.execute("SAVEPOINT one_kind")
+            others = len(self.applied)
             for write in writes:
                 self._apply_one(db, write)
+            try:
+                kind.conclude_all(db, self._now_ms, self.applied[others:])
+            except refusals() as error:
+                db.execute("ROLLBACK TO one_kind")
+                for write in self.applied[others:]:
+                    self._refuse(write, error)
+                del self.applied[others:]
+            db.execute("RELEASE one_kind")
 
     def _apply_one(self, db: Db, write: Write) -> None:
         """With all that it did undone where the store refuses it; then its parts are tried."""
         db.execute("SAVEPOINT one_write")
         try:
-            write.apply_all(db, self._now_ms, [write])
+            write.apply_alone(db, self._now_ms)
         except refusals() as error:
             db.execute("ROLLBACK TO one_write")
             parts = write.parts()
             if not parts:
-                logger.error("the store refused a %s: %s", type(write).__name__, name_of(error))
-                self.refused += 1
-                write.refused(error)
+                self._refuse(write, error)
         else:
             parts = ()
             self.applied.append(write)
         db.execute("RELEASE one_write")
         for part in parts:
             self._apply_one(db, part)
+
+    def _refuse(self, write: Write, error: Exception) -> None:
+        logger.error("the store refused a %s: %s", type(write).__name__, name_of(error))
+        self.refused += 1
+        write.refused(error)
 
     def settle(self, db: Db) -> None:
         """The batch is durable: find out what became of each write."""

@@ -78,6 +78,14 @@ class Write:
     def apply_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
         """Run the statements of some writes of this kind, in their order. Raises the drivers' errors."""
 
+    def apply_alone(self, db: Db, now_ms: int) -> None:
+        """The same for this one, where each may be refused by itself; then `conclude_all` comes."""
+        self.apply_all(db, now_ms, [self])
+
+    @classmethod
+    def conclude_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
+        """After `apply_alone` of some: what comes after all of them. Raises the drivers' errors."""
+
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
         """The batch is durable: find out what became of some writes of this kind. Raises the drivers' errors."""

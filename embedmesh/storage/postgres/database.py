@@ -1,18 +1,19 @@
 """A store on a PostgreSQL server, for any number of gateways."""
 
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway
 from embedmesh.storage.db import Cursor, Db, Row, may_raise
+from embedmesh.storage.engines import shown_store
 from embedmesh.storage.sql import FACTS_SQL
 
 SERVER_VERSION_MIN = 140_000  # of the server; ours is tested with 18
@@ -33,6 +34,7 @@ SESSION = {
     "enable_bitmapscan": "off",  # a plain index scan marks dead entries, for later scans
     "jit": "off",
 }
+NAMES_LOCK = 0x6E61_6D65  # the first number of advisory locks of names
 CHECK_MS_MAX = "3600000"  # an hour: the check of a large ledger reads all of it
 KEEPALIVE: dict[str, Any] = {
     "keepalives_idle": 5,
@@ -113,6 +115,13 @@ class PostgresDb:
             (sorted(account_ids),),
         )
 
+    def lock_names(self, names: set[str]) -> None:
+        numbers = sorted({zlib.crc32(name.encode(errors="surrogatepass")) - 2**31 for name in names})
+        self.connection.execute(
+            "SELECT pg_advisory_xact_lock(%s, number) FROM unnest(CAST(%s AS integer[])) AS number",
+            (NAMES_LOCK, numbers),
+        )
+
     def close(self) -> None:
         self.connection.close()
 
@@ -124,8 +133,7 @@ class PostgresEngine:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        parts = urlsplit(url)
-        self.shown = f"postgresql://{parts.hostname or 'localhost'}{parts.path}"
+        self.shown = shown_store(url)
 
     def connect(self, *, busy_s: float = 0.0, read_only: bool = False, planning: bool = False) -> PostgresDb:
         """A session; one for `planning` may choose any plan. Raises StoreAway (no server answers), SetupError."""

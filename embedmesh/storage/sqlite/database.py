@@ -67,6 +67,8 @@ class SqliteDb:
     def lock_accounts(self, account_ids: set[str]) -> None:
         """Nothing to do: there is one writer at a time."""
 
+    lock_names = lock_accounts
+
     def close(self) -> None:
         self.connection.close()
 
@@ -77,7 +79,7 @@ class SqliteEngine:
     dialect = "sqlite"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve() if path.is_symlink() else path  # its lock and its log lie beside the file itself
         self.shown = str(path)
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:
