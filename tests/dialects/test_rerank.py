@@ -194,6 +194,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
         "invalid_value",
         "truncation_direction",
     ),
+    (tei.RERANK, {"query": "q", "documents": ["a"]}, "unknown_parameter", "documents"),
     (tei.RERANK, {"query": "q", "texts": ["a"], "top_k": 1}, "unknown_parameter", "top_k"),
 ]
 
