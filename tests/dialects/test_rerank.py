@@ -216,6 +216,12 @@ def test_a_model_that_does_something_else_is_refused_with_the_right_path() -> No
     assert "POST /v1/embeddings" in failed.value.message
 
 
+def test_an_unknown_name_is_told_the_models_that_rerank() -> None:
+    with pytest.raises(Failure) as failed:
+        parsed(V1, ALL, **ASKED | {"model": "rerank-v3.5"})
+    assert "Served are: scores, far." in failed.value.message
+
+
 def test_each_api_reads_the_failure_where_it_looks_for_it() -> None:
     words = "`documents.1` has 9 tokens with its query; the model takes at most 5. Shorten it."
     told = json.loads(V1.envelope(ContextLengthExceeded(words, param="documents.1")))
