@@ -10,6 +10,7 @@ import pytest
 
 import embedmesh.client
 from embedmesh.client.bulk.options import BulkOptions
+from embedmesh.client.rerank import RerankOptions
 from embedmesh.client.words import NODE_WORDS, REPLY_WORDS
 from tests.client.gateway import KEY, ScriptedGateway
 
@@ -56,6 +57,10 @@ def test_a_program_for_many_texts_runs_as_it_is(gateway: ScriptedGateway, tmp_pa
     assert done.returncode == 0, done.stderr.decode()
     assert sum(len(one.body["input"]) for one in gateway.received) == 1_000
     assert done.stdout.decode().splitlines()[-1] == "(1000, 4)"
+
+
+def test_every_option_for_rerank_is_explained() -> None:
+    assert words(RERANK) >= RerankOptions.__annotations__.keys()
 
 
 def test_every_option_for_many_texts_is_explained() -> None:

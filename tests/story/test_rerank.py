@@ -145,7 +145,7 @@ def test_where_nothing_reranks_it_is_said_what_to_do(endpoint: Endpoint, file: P
 
 def test_ctrl_c_ends_it_silently(ranks: Endpoint, tmp_path: Path) -> None:
     file = tmp_path / "very-many.txt"
-    file.write_text("\n".join(MANY * 1_000))
+    file.write_text("\n".join(MANY * 100))
     before = ranks.metric(PAID)
     running = subprocess.Popen(
         [*COMMAND, "rerank", QUERY, str(file), "--model", "bge", "--data-dir", str(ranks.data_dir)],
@@ -179,3 +179,22 @@ async def test_both_clients_say_what_the_gateway_says(ranks: Endpoint) -> None:
     assert told.tokens == waiting.tokens == told.cost_nanousd == waiting.cost_nanousd
     assert (len(told.request_ids), len(waiting.request_ids), waiting.truncated) == (5, 1, 0)
     assert (by_search.searches, by_search.cost_nanousd) == (2, 1_000)
+
+
+# -- applications ------------------------------------------------------------------------------------------------------
+
+
+def test_what_applications_send_is_answered(ranks: Endpoint, endpoint: Endpoint) -> None:
+    """The bodies of Open WebUI, RAGFlow and Dify, at the addresses that they make of what docs/how-to/apps.md says."""
+    body = {"model": "bge-reranker-base", "query": QUERY, "documents": DOCUMENTS, "top_n": len(DOCUMENTS)}
+    for path in ("/v1/rerank", "/rerank"):  # the second of an older RAGFlow
+        results = ranks.http.post(ranks.root + path, json=body).json()["results"]
+        assert [(each["index"], each["relevance_score"]) for each in results] == asked(ranks, documents=DOCUMENTS)
+    texts, short = [*DOCUMENTS, "parcel " * 400], {"model": "all-MiniLM-L6-v2", "input": DOCUMENTS}
+    for more in ({}, {"encoding_format": "float", "drop_params": True}):
+        reply = endpoint.http.post(f"{endpoint.base_url}/embeddings", json=short | more)
+        assert (reply.status_code, len(reply.json()["data"])) == (200, len(DOCUMENTS))
+    told = endpoint.http.post(f"{endpoint.base_url}/embeddings", json=short | {"input": texts}).json()
+    assert "the model takes at most 256" in told["error"]["message"]
+    reply = endpoint.http.post(f"{endpoint.root}/api/embed", json=short | {"input": texts, "truncate": True})
+    assert (reply.status_code, len(reply.json()["embeddings"])) == (200, len(texts))

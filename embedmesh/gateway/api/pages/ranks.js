@@ -43,13 +43,13 @@ function showRanks(response, raw, documents) {
   const reply = ranksOf(raw);
   if (!reply) return null;
   const header = (name) => response.headers.get(name);
-  const cost = header("x-embedmesh-cost-nanousd");
+  const [cost, cut] = [header("x-embedmesh-cost-nanousd"), header("x-embedmesh-truncated")];
   const facts = [
     ["Tokens", reply.tokens],
     ["Searches", reply.billed?.search_units],
     ["Cost", cost === null ? null : dollars(cost)],
     ["In the gateway", header("openai-processing-ms") && `${header("openai-processing-ms")} ms`],
-    ["Documents cut", header("x-embedmesh-truncated")],
+    ["Documents cut", cut === "0" ? null : cut],
     ["Node", header("x-embedmesh-node")],
     ["Request id", header("x-request-id")],
   ];
