@@ -153,7 +153,11 @@ def _fields(folder: Path) -> list[bytes]:
         field("tokenizer.ggml.pre", STR, "jina-v2-en"),  # llama.cpp's name of BERT's pre-tokenizer
         array("tokenizer.ggml.tokens", STR, [phantom(token) for token, _ in vocab]),
         array("tokenizer.ggml.token_type", I32, [3 if token in special else 1 for token, _ in vocab]),
-        *(field(f"tokenizer.ggml.{name}_token_id", U32, special[token]) for name, token in ids.items() if token in special),
+        *(
+            field(f"tokenizer.ggml.{name}_token_id", U32, special[token])
+            for name, token in ids.items()
+            if token in special
+        ),
         *(field(f"tokenizer.ggml.add_{name}_token", BOOL, name != "sep") for name in ("bos", "eos", "sep")),
         field("tokenizer.ggml.normalizer.lowercase", BOOL, normal["lowercase"]),
     ]
