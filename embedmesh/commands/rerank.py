@@ -32,7 +32,7 @@ PLACE_CHARS = 24  # of the file and line of a document in a terminal: the end of
 SHOWN_CHARS = 240  # of a document in a terminal: three lines; --json and pipes have all of it
 EXIT_REFUSED = 1
 
-HELP = """Rank documents by how well they answer QUERY: best first, each with its score.
+HELP = """Rank documents by how well they answer a query, best first.
 
 A document is a line of the FILES, or of standard input (-, or no file); with --field, the lines are JSON objects and it
 is this member of each. Empty lines are skipped. A score is from 0 to 1, or a logit, as the model's own definition has
