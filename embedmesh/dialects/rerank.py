@@ -114,7 +114,7 @@ class RerankList(msgspec.Struct, frozen=True):
     """The best documents, best first; of equal scores the earlier document."""
 
     id: Literal["rerank"]
-    object: Literal["list"]
+    object: Literal["list", "rerank"]
     model: str
     results: list[RankedReply]
     usage: RerankUsage
@@ -125,7 +125,7 @@ class VoyageRerankList(msgspec.Struct, frozen=True):
     """The same, where the request has `truncation` or `top_k`."""
 
     id: Literal["rerank"]
-    object: Literal["list"]
+    object: Literal["list", "rerank"]
     model: str
     data: list[VoyageRankedReply]
     usage: RerankUsage
@@ -167,8 +167,8 @@ def _meanings(asked: RerankRequest) -> dict[str, Any]:
     }
 
 
-def _writing(version: Literal["1", "2"]) -> WriteRanked:
-    """How a reply is written at the path of that version."""
+def _writing(version: Literal["1", "2"], kind: Literal["list", "rerank"]) -> WriteRanked:
+    """How a reply is written at the path of that version; `kind` is what clients there want as `object`."""
 
     def write(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
         asked: RerankRequest = call.asked
@@ -181,7 +181,7 @@ def _writing(version: Literal["1", "2"]) -> WriteRanked:
         by_tokens = counts.searches is None
         return {
             "id": SAME_RERANK_ID,
-            "object": "list",
+            "object": kind,
             "model": call.model,
             "data" if voyage else "results": results,
             "usage": {"prompt_tokens": counts.tokens, "total_tokens": counts.tokens},
@@ -205,14 +205,11 @@ def envelope_with(kind_of: Callable[[Failure], str]) -> Callable[[Failure], byte
     return envelope
 
 
-def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankForm]:
-    """Of `/v1/rerank` and `/v2/rerank`. `kind_of` is the `type` of a failure in OpenAI's envelope."""
+def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankForm, RerankForm]:
+    """Of `/v1/rerank`, `/v2/rerank` and `/rerank`. `kind_of` is the `type` of a failure in OpenAI's envelope."""
     envelope = envelope_with(kind_of)
 
-    def form(version: Literal["1", "2"]) -> RerankForm:
-        writing = _writing(version)
-        return RerankForm(
-            RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents)
-        )
+    def form(write: WriteRanked) -> RerankForm:
+        return RerankForm(RerankRequest, _meanings, write, envelope, echoes=lambda asked: bool(asked.return_documents))
 
-    return form("1"), form("2")
+    return form(_writing("1", "list")), form(_writing("2", "list")), form(_writing("1", "rerank"))

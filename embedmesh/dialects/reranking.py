@@ -104,7 +104,7 @@ class RerankForm:
         return Reply(headers, orjson.dumps(told))
 
 
-class RerankForms:
+class RerankPath:
     """One request at a path that two forms share: `first` has it where it has the member `by`, else `other`.
 
     It is made for each request: how its failures are told follows from its body. Implements

@@ -58,7 +58,10 @@ EMBED = Adapted(TeiEmbed, _ours, _write, envelope, {"input": "inputs"})
 
 
 class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first."""
+    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first.
+
+    `top_n` is not TEI's: some clients send it, to have only the best.
+    """
 
     query: Text
     texts: Annotated[list[str], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
@@ -66,6 +69,7 @@ class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     return_text: bool = False
     truncate: bool = False
     truncation_direction: Literal["Right", "right"] = "Right"
+    top_n: Annotated[int, Meta(ge=1)] | None = None
 
 
 class TeiRanked(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,6 +84,7 @@ def _meanings(asked: TeiRerank) -> dict[str, Any]:
     return {
         "query": asked.query,
         "documents": asked.texts,
+        "top_n": asked.top_n,
         "truncate": "end" if asked.truncate else "none",
         "raw": asked.raw_scores,
     }

@@ -9,7 +9,7 @@ import pytest
 from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import tei
 from embedmesh.dialects.rerank import RerankList, VoyageRerankList, rerank_forms
-from embedmesh.dialects.reranking import RerankForm, RerankForms
+from embedmesh.dialects.reranking import RerankForm, RerankPath
 from embedmesh.rules.errors import ContextLengthExceeded, Failure
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import RERANK, Model
@@ -20,21 +20,21 @@ SCORES = Model(id="scores", folder="x", width=1, max_tokens=16, price=1, modalit
 FAR = Model(id="far", width=1, max_tokens=16, price=1, modalities=RERANK)
 TINY = Model(id="tiny", folder="y", width=4, max_tokens=16, price=1)
 ONE, ALL = Catalogue((SCORES, TINY)), Catalogue((SCORES, TINY, FAR))
-V1, V2 = rerank_forms(lambda failure: "invalid_request_error")
+V1, V2, PLAIN = rerank_forms(lambda failure: "invalid_request_error")
 RANKED = (Ranked(2, 0.9999999), Ranked(0, 1e-7), Ranked(1, -11.1))
 DOCUMENTS = ["a", "", "\x00 é\n"]
 ASKED: dict[str, Any] = {"model": "scores", "query": "q", "documents": DOCUMENTS}
 
 
-def either() -> RerankForms:
-    return RerankForms("texts", tei.RERANK, V1)
+def either() -> RerankPath:
+    return RerankPath("texts", tei.RERANK, PLAIN)
 
 
-def parsed(form: RerankForm | RerankForms, catalogue: Catalogue = ONE, named: str | None = None, **asked: Any) -> Any:
+def parsed(form: RerankForm | RerankPath, catalogue: Catalogue = ONE, named: str | None = None, **asked: Any) -> Any:
     return form.parse(json.dumps(asked).encode(), catalogue, ORDINARY, named=named)[0]
 
 
-def replied(form: RerankForm | RerankForms, named: str | None = None, searches: int | None = None, **asked: Any) -> Any:
+def replied(form: RerankForm | RerankPath, named: str | None = None, searches: int | None = None, **asked: Any) -> Any:
     call = parsed(form, named=named, **asked)
     ranked = RANKED[: call.top_n]
     headers: dict[str, str] = {}
@@ -123,7 +123,7 @@ GOLDEN = [
         '[{"index":2,"score":0.9999999,"text":"\\u0000 é\\n"},{"index":0,"score":1e-7,"text":"a"},'
         '{"index":1,"score":-11.1,"text":""}]',
     ),
-    (tei.RERANK, {"query": "q", "texts": ["a"]}, None, '[{"index":2,"score":0.9999999}]'),
+    (tei.RERANK, {"query": "q", "texts": DOCUMENTS, "top_n": 1}, None, '[{"index":2,"score":0.9999999}]'),
 ]
 
 
@@ -188,7 +188,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
         "invalid_value",
         "truncation_direction",
     ),
-    (tei.RERANK, {"query": "q", "texts": ["a"], "top_n": 1}, "unknown_parameter", "top_n"),
+    (tei.RERANK, {"query": "q", "texts": ["a"], "top_k": 1}, "unknown_parameter", "top_k"),
 ]
 
 
@@ -228,7 +228,8 @@ def test_one_path_has_two_forms_and_each_has_its_own_failures() -> None:
     assert parsed(asked, query="q", texts=["a"]).documents == ["a"]
     assert asked.envelope is not None and "error_type" in json.loads(asked.envelope(Failure("x")))
     assert replied(either(), query="q", texts=DOCUMENTS)[0] == {"index": 2, "score": 0.9999999}
-    assert replied(either(), **ASKED | {"texts": None})["results"][0]["index"] == 2
+    told = replied(either(), **ASKED | {"texts": None})
+    assert (told["object"], told["results"][0]["index"]) == ("rerank", 2), "Infinity's client wants its own word"
     for body, tei_form in (
         (b'{"query": "q", "texts": [1]}', True),
         (b'{"query": "q", "texts": ["a"], "documents": ["a"]}', True),

@@ -171,6 +171,12 @@ NEAR_MISSES = [
     ("HEAD", "/v1/model", None),
     ("GET", "/healthz", "GET /health"),
     ("GET", "/.env", None),
+    ("POST", "/rerank/", "POST /rerank"),
+    ("POST", "/v1/rerank/", "POST /v1/rerank"),
+    ("POST", "/v1/reranking", "POST /v1/rerank"),
+    ("POST", "/reranking", "POST /rerank"),
+    ("POST", "/api/v1/rerank", "POST /v1/rerank"),
+    ("POST", "/v3/rerank", "POST /rerank"),
     ("POST", "/v1/chat/completions", None),
 ]
 

@@ -26,6 +26,7 @@ from embedmesh.rules.reranking import SEARCH_DOCUMENTS
 from tests.data import quick_or
 from tests.flow.reranking import BY_SEARCHES, BY_TOKENS, FOREIGN, SPECIALS, ranking_world
 from tests.flow.world import GOOD_KEY, MODEL, POOR_KEY, SCOPELESS_KEY, LetterTokenizer, ScriptedWorld
+from tests.gateway.test_openapi import METRICS_KEY, KeyRingWithMetrics
 from tests.http.raw import Raw, request, send, serving
 
 Json = dict[str, Any]
@@ -43,7 +44,8 @@ async def gateway_of(*models: Model) -> AsyncIterator[tuple[int, ScriptedWorld]]
     """A gateway with these models alone, all served by one node whose logits are a rule."""
     world = ranking_world()
     tokenizers = {model.id: LetterTokenizer() for model in models if not model.foreign}
-    world = msgspec.structs.replace(world, catalogue=Catalogue(models), tokenizers=tokenizers)
+    keys = KeyRingWithMetrics(world.keys)
+    world = msgspec.structs.replace(world, catalogue=Catalogue(models), tokenizers=tokenizers, keys=keys)
     app = GatewayApp(world, world.fleet.registry, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
     async with serving(app.server) as port:
         yield port, world
@@ -80,6 +82,8 @@ async def test_scores_come_best_first_are_charged_once_and_are_as_documented(pat
         answer = API["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
         whole = {"allOf": [answer], "components": API["components"]}
         assert [error.message for error in Draft202012Validator(whole).iter_errors(json.loads(reply.body))] == []
+        page = (await send(port, request("GET", "/metrics", key=METRICS_KEY))).body.decode()
+        assert f'embedmesh_requests_total{{code="ok",model="{BY_TOKENS.id}",route="{path}"}} 1.0' in page
         raw = await send(port, asked(path, BY_TOKENS, raw_scores=True))
         assert scores(raw) == [(1, LOGITS[1]), (0, LOGITS[0]), (2, LOGITS[2])]
 
