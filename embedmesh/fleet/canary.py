@@ -47,9 +47,9 @@ int8 kernels differ by the CPU; noise of a twentieth of a component's size is al
 
 SCORE_OFF_MAX: dict[Tier, float] = {"exact": 0.1, "fast": 0.1, "int8": 0.5}
 LOGIT_OFF_MAX: dict[Tier, float] = {"exact": 1.0, "fast": 1.0, "int8": 6.0}
-"""How far apart two honest scores of a pair are at most: as sigmoids, and as logits. In bfloat16 they are by 0.03 and 0.2
-(docs/decisions/0060). Sigmoids alone would hardly tell documents apart that are all beside the point; logits alone would,
-where one is large, condemn mere rounding."""
+"""How far apart two honest scores of a pair are at most: as sigmoids, and as logits. In bfloat16 they are by 0.03 and
+0.2 (docs/decisions/0060). Sigmoids alone would hardly tell documents apart that are all beside the point; logits alone
+would, where one is large, condemn mere rounding."""
 LOGITS_COMPARED = (-12.0, 5.0)
 """Further out all are alike: a server may tell sigmoids in 16 bits, and these have no more digits there."""
 
