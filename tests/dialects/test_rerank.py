@@ -147,7 +147,13 @@ def test_the_largest_reply_is_known_before_it_is_made() -> None:
     """Documents that grow sixfold when they are told, names of any characters: the bound holds, and is no fiction."""
     model = Model(id="scores", folder="x", width=1, max_tokens=16, price=1, modalities=RERANK, aliases=("é" * 200,))
     documents = ["\x01" * (each % 300) for each in range(RERANK_DOCUMENTS_MAX)]
-    asked = {"model": "é" * 200, "query": "q", "documents": documents, "return_documents": True, "top_n": 2_000}
+    asked: dict[str, Any] = {
+        "model": "é" * 200,
+        "query": "q",
+        "documents": documents,
+        "return_documents": True,
+        "top_n": 2_000,
+    }
     call = parsed(V1, Catalogue((model,)), **asked)
     ranked = [Ranked(index, -1.1754944e-38) for index in range(48, RERANK_DOCUMENTS_MAX)]
     size = len(V1.render(call, ranked, RerankCounts(tokens=10**9, searches=None, truncated=0), {}).body)
