@@ -24,7 +24,7 @@ from embedmesh.commands.progress import ProgressBar
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import format_usd
 
-DOCUMENTS_BYTES_MAX = 256 * 1024 * 1024  # of all files, which are in memory until the last request is answered
+DOCUMENTS_BYTES_MAX = 64 * 1024 * 1024  # of all files: they are in memory, thrice, and are some minutes of work
 STEP_DOCUMENTS = 200  # of a request: the bar moves, and two whole searches cost what they cost in a larger one
 RERANK_RETRIES = 8  # of a request that is refused for load: half a minute
 BAR_COLUMNS = 16
