@@ -8,15 +8,11 @@ when the supervisor dies, so that its children end. There is no in-process short
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
-import ssl
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -28,33 +24,51 @@ from embedmesh.command_line import as_arguments
 from embedmesh.credentials import Credentials
 from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import start_logging, tell
+from embedmesh.own_folder import locked, metrics_folder, served_before, socket_folder, write_catalogue
+from embedmesh.own_port import authority_to_name, base_url, until_ready
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, hangups_held, hear_hangups, keep_memory_off_disk, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.settings import CONFIG_VARIABLE, ENV_PREFIX, GatewaySettings, NodeSettings, store_dsn
-from embedmesh.signing.certificates import names_of, unverified_context
+from embedmesh.storage.engines import shown_store
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
 HEALTHY_AFTER_S = 2.0  # starting takes a second: a child that lived longer starts again without delay
 STOP_GATEWAY_S = 35.0  # its own drain, and a little
 STOP_NODE_S = 10.0
-SOCKET_PATH_BYTES_MAX = 100  # Linux allows 108, macOS 104
-READY_POLL_S = 0.05
+NODE_CONFIG = "node.toml"  # beside the node's socket
 READY_REPLIES_A_WORKER = 8  # workers share the socket: we cannot choose which one answers, but they take turns
 
 Say = Callable[[str], None]
-OnReady = Callable[[Credentials, Model | None], None]
-"""Called once there is something to ask: a model that has made a first vector here, or None for a gateway alone."""
+
+
+class ReadyEndpoint(NamedTuple):
+    """There is something to ask: a model that has made a first vector here, or None for a gateway alone.
+
+    `store` names the store, without a password; `authority` is a file that clients must be told to trust, if any.
+    """
+
+    credentials: Credentials
+    model: Model | None
+    store: str
+    authority: Path | None
+
+
+OnReady = Callable[[ReadyEndpoint], None]
 
 
 class Origin(NamedTuple):
-    """Which settings the command line or the environment has given, and the file of the others, if there is one."""
+    """Which settings the command line or the environment has given, and the file of the others, if there is one.
+
+    `read` reads that file again (SetupError).
+    """
 
     given: Collection[str]
     file: Path | None
+    read: Callable[[], GatewaySettings]
 
 
 @dataclass
@@ -66,12 +80,14 @@ class Child:
     pass_fds: tuple[int, ...]
     stop_s: float
     environment: dict[str, str]
+    before: Callable[[], None] = lambda: None  # it starts, or reads its settings again
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
 
     async def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C in the terminal reaches us alone: we stop in order."""
         self.started = time.monotonic()
+        self.before()
         with hangups_held():  # it hears of one that comes while it starts once it can
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -87,6 +103,7 @@ class Child:
     def hang_up(self) -> None:
         """Tell it to read its settings again."""
         if self.process is not None and self.process.returncode is None:
+            self.before()
             self.process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
@@ -129,23 +146,35 @@ class Service:
     on_ready: OnReady
     origin: Origin | None = None
 
+    def say_store(self) -> str:
+        """Say which store is served, and warn where the last start here served another. Returns how it is shown."""
+        store = shown_store(store_dsn(self.gateway))
+        self.say(f"the store is {store}")
+        with contextlib.suppress(OSError):
+            if before := served_before(self.gateway.data_dir, store):
+                words = f"the last start in this data directory served another store, {before}; this one serves {store}"
+                tell(f"embedmesh: {words}: other accounts, keys and money", logging.WARNING)
+        return store
+
     async def serve(self) -> int:
         """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
         # Mistakes in it are named before anything starts.
         catalogue = load_catalogue(self.gateway.catalogue, assets=assets_dir())
-        model = next((model for model in catalogue.written if not model.foreign), None)
+        ours = [model for model in catalogue.written if not model.foreign]
+        model = min(ours, key=lambda each: each.reranks, default=None)  # the first that embeds, if there is one
         key_defaults(self.gateway)  # likewise
         Certificate.given(self.gateway.tls_cert, self.gateway.tls_key, self.gateway.tls_client_ca)  # likewise
         stopping = stop_event(None)
-        with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
+        with _lifeline() as lifeline_fd, metrics_folder(self.folder) as metrics:
             children = self.build(lifeline_fd, metrics, with_node=model is not None)
             hear_hangups(lambda: self.pass_on(children), stopping)
+            store = self.say_store()
             if model is not None:
                 self.say("starting the gateway and a node; loading the model")
             else:
                 self.say("starting the gateway alone: only other servers run the catalogue's models")
             try:
-                return await self.run(children, stopping, model)
+                return await self.run(children, stopping, model, store)
             finally:
                 self.say("stopping: letting running requests finish" if stopping.is_set() else "stopping")
                 await self.stop(children)
@@ -160,12 +189,18 @@ class Service:
         given = None if self.origin is None else self.origin.given
         if with_node:
             node_arguments = ["node", "--uds", str(node_socket), *lifeline]
-            node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+            followed = self.origin is not None and self.origin.file is not None and "catalogue" not in self.origin.given
+            if gateway.catalogue and not followed:
+                node_arguments += ["--catalogue", str(gateway.catalogue)]
             node_arguments += as_arguments(self.node, without=())
             if gateway.traces:
                 node_arguments += ["--traces", gateway.traces, "--traces-a-second", str(gateway.traces_a_second)]
-            no_file = {CONFIG_VARIABLE: os.devnull}  # in ours may stand what a node of its own needs
-            children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, no_file))
+            if followed:
+                write_catalogue(self.folder / NODE_CONFIG, gateway.catalogue)
+            # In our file may stand what a node of its own needs.
+            own_file = {CONFIG_VARIABLE: str(self.folder / NODE_CONFIG) if followed else os.devnull}
+            before = self.follow_catalogue if followed else lambda: None
+            children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, own_file, before))
             arguments += ["--nodes", f"unix:{node_socket}"]
         arguments += as_arguments(gateway, without=("host", "port", "store", "workers"), only=given)
         # The store's DSN is not on the command line, which everybody on this machine can read.
@@ -180,13 +215,19 @@ class Service:
             children.append(Child(name, arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
         return children
 
+    def follow_catalogue(self) -> None:
+        """Write the node's file of settings: which catalogue ours names now. If ours is wrong, the node's stays."""
+        assert self.origin is not None
+        with contextlib.suppress(SetupError, OSError):  # the gateway says what is wrong with it
+            write_catalogue(self.folder / NODE_CONFIG, self.origin.read().catalogue)
+
     def pass_on(self, children: list[Child]) -> None:
         """SIGHUP: gateway and node read again what can change while they run."""
         self.say("reading the settings again")
         for child in children:
             child.hang_up()
 
-    async def run(self, children: list[Child], stopping: asyncio.Event, model: Model | None) -> int:
+    async def run(self, children: list[Child], stopping: asyncio.Event, model: Model | None, store: str) -> int:
         """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
         host, port = self.sock.getsockname()[:2]
         await children[0].start()  # the slower one first; the store is opened while the model loads
@@ -198,10 +239,11 @@ class Service:
         async def announce() -> None:
             workers = self.gateway.workers
             path = "/health" if model is None else "/readyz"  # a gateway alone is ready when it has a server
-            tls = unverified_context() if self.gateway.tls_cert is not None else None
-            await _until_ready(host, port, path, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers, tls)
+            certificate, replies = self.gateway.tls_cert, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers
+            await until_ready(host, port, path, replies, tls=certificate is not None)
             ready.set()
-            self.on_ready(credentials, model)
+            named = None if certificate is None else await authority_to_name(host, port, url, certificate)
+            self.on_ready(ReadyEndpoint(credentials, model, store, named))
 
         keepers = [asyncio.create_task(_keep(child, self.say, ready)) for child in children]
         others = [asyncio.create_task(stopping.wait()), asyncio.create_task(announce())]
@@ -247,37 +289,6 @@ async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
         await child.start()
 
 
-async def _until_ready(host: str, port: int, path: str, replies: int, tls: ssl.SSLContext | None) -> None:
-    """Wait until the path has said 200 that many times in a row: /readyz does once a worker has embedded something."""
-    right = 0
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here, only recognised
-        host = "127.0.0.1"
-    while right < replies:
-        status = b""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            status = await reader.readline()
-            writer.close()
-        right = right + 1 if b" 200 " in status else 0
-        if not right:
-            await asyncio.sleep(READY_POLL_S)
-
-
-def base_url(host: str, port: int, certificate: Path | None = None) -> str:
-    """The base URL for a client on this machine: with a name that the port's certificate has, if there is one."""
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    if certificate is None:
-        return f"http://{_bracketed(address)}:{port}/v1"
-    names = names_of(certificate)
-    named = [name for name in (address, "localhost", *names) if name in names and "*" not in name]
-    return f"https://{_bracketed((*named, address)[0])}:{port}/v1"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 @contextlib.contextmanager
 def _lifeline() -> Iterator[int]:
     """The reading end of a pipe that closes when this process ends, however it ends."""
@@ -287,55 +298,3 @@ def _lifeline() -> Iterator[int]:
     finally:
         os.close(writing)
         os.close(reading)
-
-
-@contextlib.contextmanager
-def _metrics_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder in which several workers share their metrics."""
-    metrics = folder / "metrics"
-    shutil.rmtree(metrics, ignore_errors=True)  # of an earlier run
-    metrics.mkdir(mode=0o700)
-    try:
-        yield metrics
-    finally:
-        shutil.rmtree(metrics, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(data_dir: Path) -> Iterator[None]:
-    """One `serve` for each data directory. Makes the directory (0700). Raises SetupError."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(data_dir / "serve.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except (FileExistsError, NotADirectoryError):
-        file = next(path for path in (data_dir, *data_dir.parents) if path.exists())
-        raise SetupError(f"{file} is a file, not a folder. Choose another with --data-dir.") from None
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise SetupError(f"cannot write to the folder {data_dir} ({reason}). Choose another with --data-dir.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise SetupError(
-            f"another `embedmesh serve` is using {data_dir}. Stop it, or choose another with --data-dir."
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-@contextlib.contextmanager
-def socket_folder(data_dir: Path) -> Iterator[Path]:
-    """A private folder for the node's socket: in the data directory, or a temporary one if that path is too long."""
-    folder = data_dir / "run"
-    if len(os.fsencode(folder / "node.sock")) > SOCKET_PATH_BYTES_MAX:
-        with tempfile.TemporaryDirectory(prefix="embedmesh-", ignore_cleanup_errors=True) as temporary:
-            yield Path(temporary)
-        return
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"cannot make the folder {folder} ({os.strerror(error.errno or 0)}).") from None
-    yield folder

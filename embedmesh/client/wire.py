@@ -11,6 +11,7 @@ from typing import Any
 
 from embedmesh.client.access import Access
 from embedmesh.client.steps import HttpAnswer, NoAnswer, ToSend
+from embedmesh.rules.tls_failures import tls_failure
 
 CLIENT_REPLY_BYTES_MAX = 512 * 1024 * 1024  # 2,048 vectors of width 16,384 in base64, sealed, in base64 again
 CONNECT_WITHIN_S = 10.0
@@ -54,8 +55,7 @@ class Wire:
                 raise Late from None
             return NoAnswer("connect", f"{self._access.base_url} cannot be reached in time")
         except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", None) or error.reason
-            return NoAnswer("tls", f"no secure connection to {self._access.base_url} ({reason})")
+            return NoAnswer("tls", str(tls_failure(self._access.base_url, error)))
         except OSError as error:
             return NoAnswer("connect", f"{self._access.base_url} cannot be reached ({error.strerror or error})")
         try:

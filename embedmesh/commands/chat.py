@@ -18,6 +18,7 @@ from embedmesh.commands.output import print_json
 from embedmesh.http.sse import SseParser
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.tls_failures import cause_of, tls_failure
 
 ANSWER_S = 3_600.0  # as long as a gateway lets a stream be
 SILENCE_S = 90.0  # a gateway comments every 10 s until the first event, and gives a node 60 between two
@@ -133,6 +134,8 @@ def chat(
     except Refused as refused:
         click.echo(f"embedmesh: {refused}", err=True)
         sys.exit(EXIT_REFUSED)
+    except aiohttp.ClientSSLError as error:
+        raise SetupError(f"{tls_failure(gateway.base_url, cause_of(error))}.") from None
     except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, TimeoutError):
         raise SetupError(f"Nothing answers at {gateway.base_url}. Is the gateway running?") from None
 

@@ -125,6 +125,9 @@ def _check_endpoint(local: Credentials) -> list[HealthCheck]:
         if error.kind == "connect":
             todo = "Start it: embedmesh serve"
             return [HealthCheck("endpoint", "warn", f"nothing listens at {local.base_url}", todo)]
+        if error.kind == "tls":
+            what, _, todo = str(error).partition("; ")
+            return [HealthCheck("endpoint", "fail", what, f"{todo[:1].upper()}{todo[1:]}.")]
         if error.kind == "late" and found:
             return [*found, HealthCheck("embedding", "fail", late, found[-1].todo or "Look at the server's log.")]
         if error.kind == "late":

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import click
 
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.tls_failures import tls_failure
 
 CLIENT_CERTIFICATE = "EMBEDMESH_CLIENT_CERT"  # a file with certificate and key, for gateways with --tls-client-ca
 NOTICE_S = 2.0  # before the person at the terminal reads that a reply takes long
@@ -38,9 +39,9 @@ class HttpReply(NamedTuple):
 
 
 class NoReply(Exception):
-    """No reply came. The text says why; `kind` says what failed: connecting, the deadline, or the reply itself."""
+    """No reply came. The text says why; `kind` says what failed: connecting, TLS, the deadline, or the reply itself."""
 
-    def __init__(self, text: str, kind: Literal["connect", "late", "broken"]) -> None:
+    def __init__(self, text: str, kind: Literal["connect", "tls", "late", "broken"]) -> None:
         super().__init__(text)
         self.kind = kind
 
@@ -76,6 +77,8 @@ class HttpClient:
             if late.is_set() or isinstance(error, TimeoutError):
                 unknown = f"no answer within {self._reply_s:.0f} s; whether it was done is not known"
                 raise NoReply(unknown, "late") from None
+            if connection is None and isinstance(error, ssl.SSLError):
+                raise NoReply(str(tls_failure(self.name, error)), "tls") from None
             reason = getattr(error, "strerror", None) or str(error)
             raise NoReply(reason, "connect" if connection is None else "broken") from None
         finally:

@@ -1,8 +1,14 @@
 """`embedmesh nodes invite`, `invites`, `key` and `add`: how nodes come to a gateway."""
 
 import base64
+import os
+import shlex
+import socket
+import ssl
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import click
@@ -12,8 +18,18 @@ from embedmesh.commands.operator import Operator, gateway_command
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.output import CommandResult, table, utc
 from embedmesh.rules.limits import UPSTREAM_GENERATING, UPSTREAM_IN_FLIGHT, UPSTREAM_IN_FLIGHT_MAX
+from embedmesh.rules.tls_failures import TRUST_VARIABLE, system_context
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OWN_PORT_S = 2.0  # at our own port: microseconds
+ELSEWHERE = "192.0.2.1"  # no host has it (RFC 5737): the system says from which address it would send there
+
+
+class FromElsewhere(NamedTuple):
+    """How another machine reaches a gateway: its address, what a node's command begins with, and what to know."""
+
+    root: str
+    trust: str
+    remark: str
 
 
 @click.command()
@@ -29,14 +45,13 @@ def invite(operator: Operator, note: str, minutes: int) -> CommandResult:
       embedmesh nodes invite --note "office workstation" --minutes 10
     """
     made = operator.post("invites", body={"expires_in_s": minutes * 60, "note": note})
+    there = from_elsewhere(operator.root)
     hint = f"""
 On the machine that is to be a node (embedmesh is installed and set up there: docs/how-to/nodes.md):
 
-  embedmesh node --gateway {operator.root} --join {made["token"]}
+  {there.trust}embedmesh node --gateway {there.root} --join {made["token"]}
 
-The token is valid for one node, until {utc(made["expires_ms"])} UTC; later starts need no token."""
-    if urlsplit(operator.root).hostname in LOOPBACK:
-        hint += "\nAnother machine cannot reach this address: name the gateway's own, and serve with --host."
+The token is valid for one node, until {utc(made["expires_ms"])} UTC; later starts need no token.{there.remark}"""
     return CommandResult(made, made["token"], hint)
 
 
@@ -54,7 +69,8 @@ def key(operator: Operator) -> CommandResult:
     from embedmesh.signing.identity import fingerprint
 
     found = fingerprint(base64.b64decode(operator.greeting()["gateway_key"]))
-    hint = f"At the node: embedmesh node --gateway {operator.root} --gateway-key {found}"
+    there = from_elsewhere(operator.root)
+    hint = f"At the node: {there.trust}embedmesh node --gateway {there.root} --gateway-key {found}{there.remark}"
     return CommandResult({"fingerprint": found}, found, hint)
 
 
@@ -146,3 +162,71 @@ def add(
 def _upstream_model(text: str, prefix: str) -> dict[str, str]:
     model, _, theirs = text.partition("=")
     return {"id": model, "name": theirs, "prefix": prefix}
+
+
+def from_elsewhere(root: str) -> FromElsewhere:
+    """The same gateway for another machine. `root` is its address here, without `/v1`; it has just answered."""
+    parts = urlsplit(root)
+    remarks, trust = [], ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    file = os.environ.get(TRUST_VARIABLE) if parts.scheme == "https" else None
+    if file and _names(parts.hostname or "", port, system_context()) is None:
+        name = Path(file).name
+        trust = f"{TRUST_VARIABLE}={shlex.quote(name)} "
+        remarks.append(f"Copy {file} there first: it says that the gateway's certificate is to be trusted.")
+    if _is_of_this_machine(parts.hostname or ""):
+        own = _own_address()
+        if not own or not _listens(own, port):
+            remarks.append("Another machine cannot reach this address: name the gateway's own, and serve with --host.")
+        elif parts.scheme == "http":
+            root = f"http://{_in_url(own)}:{port}"
+        elif names := _usable(_names(parts.hostname or "", port, ssl.create_default_context()) or []):
+            root = f"https://{_in_url(own if own in names else names[0])}:{port}"
+        else:
+            remarks.append(
+                "The gateway's certificate names no address that another machine can use: have one that does."
+            )
+    return FromElsewhere(root, trust, "".join(f"\n{each}" for each in remarks))
+
+
+def _is_of_this_machine(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _own_address() -> str:
+    """This machine's address by which it would reach others, or nothing. No packet is sent."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((ELSEWHERE, 9))
+        own = str(sock.getsockname()[0])
+        return "" if _is_of_this_machine(own) else own
+    return ""
+
+
+def _listens(host: str, port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection((host, port), OWN_PORT_S).close()
+        return True
+    return False
+
+
+def _names(host: str, port: int, context: ssl.SSLContext) -> list[str] | None:
+    """What the certificate of a port names; None where the context does not trust it, or nobody answers."""
+    with (
+        suppress(OSError),
+        socket.create_connection((host, port), OWN_PORT_S) as sock,
+        context.wrap_socket(sock, server_hostname=host) as tls,
+    ):
+        found = (tls.getpeercert() or {}).get("subjectAltName", ())
+        return [str(each[1]) for each in found if each[0] in ("DNS", "IP Address")]
+    return None
+
+
+def _usable(names: list[str]) -> list[str]:
+    """Those of them that another machine can use."""
+    return [name for name in names if not _is_of_this_machine(name) and "*" not in name]
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -104,6 +104,8 @@ class Operator:
     def _no_reply(self, error: NoReply) -> str:
         if self._offline or error.kind == "late":
             return f"{self._client.name}: {error}."
+        if error.kind == "tls":
+            return f"{error}."
         return (
             f"No gateway answers on {self._client.name} ({error}). Start it with `embedmesh serve`, or name another "
             f"with --gateway{self._instead}."

@@ -81,7 +81,7 @@ def list_(operator: Operator, model: str | None) -> CommandResult:
 def set_(
     operator: Operator, model: str, usd: int, account: str | None, from_ms: int | None, meter: str
 ) -> CommandResult:
-    """Set what a million tokens of a model cost, in USD, or one image or search.
+    """Set what a million tokens, an image or a search costs, in USD.
 
     From now or a later time on; on every gateway within a second.
 

@@ -1,20 +1,22 @@
 """`embedmesh serve`, `gateway` and `node`: the programs that keep running."""
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import config_of, fixed_values, settings_again, settings_options
-from embedmesh.credentials import Credentials
 from embedmesh.logs.setup import tell
-from embedmesh.rules.models import Model
 from embedmesh.settings import GatewaySettings, NodeSettings
+
+if TYPE_CHECKING:
+    from embedmesh.supervisor import ReadyEndpoint
 
 SERVE_HELP = """Run a working endpoint: a gateway and a node on this machine.
 
@@ -54,7 +56,7 @@ def serve(as_json: bool, **settings: Any) -> None:
     of_node |= {"log_format": gateway.log_format, "log_level": gateway.log_level}
     node = NodeSettings(data_dir=gateway.data_dir, **of_node)
     output = _ServeOutput(gateway.data_dir, as_json, gateway.log_format == "json")
-    origin = supervisor.Origin(frozenset(fixed_values(ctx)), config_of(ctx).path)
+    origin = supervisor.Origin(frozenset(fixed_values(ctx)), config_of(ctx).path, settings_again(ctx, "gateway"))
     sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready, origin=origin))
 
 
@@ -101,6 +103,10 @@ def node(**settings: Any) -> None:
     sys.exit(program.main(node_settings, catalogue, lambda: load_catalogue(again().catalogue, assets=assets_dir())))
 
 
+EMBED_SAMPLE = '"input": "Hello, world"'
+RERANK_SAMPLE = '"query": "Where do penguins live?", "documents": ["In the far south.", "Two cups of flour."]'
+
+
 @dataclass(frozen=True)
 class _ServeOutput:
     """What `serve` prints: lines for a person, JSON lines on standard output, or lines of a log in JSON."""
@@ -115,10 +121,11 @@ class _ServeOutput:
         elif not self.as_json:
             tell(f"embedmesh: {line}")
 
-    def ready(self, credentials: Credentials, model: Model | None) -> None:
+    def ready(self, ready: "ReadyEndpoint") -> None:
+        credentials, model, store, authority = ready
         path = self.data_dir.absolute() / "bootstrap.json"
         if self.as_json:
-            event = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
+            event = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path), "store": store}
             click.echo(json.dumps(event))
         if self.logs_json:
             tell(f"ready: {credentials.base_url}")
@@ -128,16 +135,19 @@ class _ServeOutput:
         key = f'$(sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\' \'{path}\')'
         first = "Add a server that runs a model: embedmesh nodes add URL --model MODEL"
         if model is not None:
-            first = f"""curl {credentials.base_url}/embeddings \\
+            trust = "" if authority is None else f"--cacert {shlex.quote(str(authority.absolute()))} "
+            route, asked = ("rerank", RERANK_SAMPLE) if model.reranks else ("embeddings", EMBED_SAMPLE)
+            first = f"""curl {trust}{credentials.base_url}/{route} \\
     -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" \\
-    -d '{{"model": "{(*model.aliases, model.id)[0]}", "input": "Hello, world"}}'"""
+    -d '{{"model": "{(*model.aliases, model.id)[0]}", {asked}}}'"""
         click.echo(f"""
   Ready: {credentials.base_url}
 
   {first}
 
   Keys: {path} (readable by you only)
+  Store: {store}
   Docs: {root}/docs
   Stop: Ctrl-C
 """)

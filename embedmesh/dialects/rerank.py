@@ -5,17 +5,17 @@ Voyage's clients are known by `truncation` or `top_k`: only they read the result
 document that is too long is cut, the longer text first, unless the request says otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
 from msgspec import Meta
 
-from embedmesh.dialects.reranking import RerankForm, Scored, WriteRanked, agreed
+from embedmesh.dialects.reranking import RerankForm, WriteRanked, agreed
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX, USER_CHARS_MAX
-from embedmesh.rules.reranking import RerankCall, RerankCounts, RerankTruncate
+from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts, RerankTruncate
 
 SAME_RERANK_ID = "rerank"  # some clients want an id; the same request again gets the same bytes, so it says nothing
 IGNORED = ("max_chunks_per_doc", "priority")  # a document is one chunk here, which is within any number of them
@@ -34,7 +34,7 @@ class RerankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A query, and the documents to rank. Members in one line mean the same, and must agree.
 
     - `top_n`, `top_k`: how many of the best are told; else all.
-    - `max_tokens_per_doc`, `max_doc_length`: a document is cut behind so many tokens.
+    - `max_tokens_per_doc`, `max_doc_length`: a document keeps at most this many tokens.
     - `truncate`, `truncation`: false or `none` refuses a pair that is too long for the model; else it is cut.
     - `raw_scores: true`, `use_activation: false`, `activation: false`: scores are the model's logits; the opposite
       wants them between 0 and 1; else they are what the model's own definition says.
@@ -114,7 +114,7 @@ class RerankList(msgspec.Struct, frozen=True):
     """The best documents, best first; of equal scores the earlier document."""
 
     id: Literal["rerank"]
-    object: Literal["list"]
+    object: Literal["list", "rerank"]
     model: str
     results: list[RankedReply]
     usage: RerankUsage
@@ -125,7 +125,7 @@ class VoyageRerankList(msgspec.Struct, frozen=True):
     """The same, where the request has `truncation` or `top_k`."""
 
     id: Literal["rerank"]
-    object: Literal["list"]
+    object: Literal["list", "rerank"]
     model: str
     data: list[VoyageRankedReply]
     usage: RerankUsage
@@ -167,13 +167,13 @@ def _meanings(asked: RerankRequest) -> dict[str, Any]:
     }
 
 
-def _writing(version: Literal["1", "2"]) -> WriteRanked:
-    """How a reply is written at the path of that version."""
+def _writing(version: Literal["1", "2"], kind: Literal["list", "rerank"]) -> WriteRanked:
+    """How a reply is written at the path of that version; `kind` is what clients there want as `object`."""
 
-    def write(call: RerankCall, scored: Scored, counts: RerankCounts) -> Any:
+    def write(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
         asked: RerankRequest = call.asked
         voyage = asked.truncation is not None or asked.top_k is not None
-        results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in scored]
+        results: list[dict[str, Any]] = [{"index": each.index, "relevance_score": each.score} for each in ranked]
         if asked.return_documents:
             for result in results:
                 text = call.documents[result["index"]]
@@ -181,7 +181,7 @@ def _writing(version: Literal["1", "2"]) -> WriteRanked:
         by_tokens = counts.searches is None
         return {
             "id": SAME_RERANK_ID,
-            "object": "list",
+            "object": kind,
             "model": call.model,
             "data" if voyage else "results": results,
             "usage": {"prompt_tokens": counts.tokens, "total_tokens": counts.tokens},
@@ -205,14 +205,11 @@ def envelope_with(kind_of: Callable[[Failure], str]) -> Callable[[Failure], byte
     return envelope
 
 
-def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankForm]:
-    """Of `/v1/rerank` and `/v2/rerank`. `kind_of` is the `type` of a failure in OpenAI's envelope."""
+def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankForm, RerankForm]:
+    """Of `/v1/rerank`, `/v2/rerank` and `/rerank`. `kind_of` is the `type` of a failure in OpenAI's envelope."""
     envelope = envelope_with(kind_of)
 
-    def form(version: Literal["1", "2"]) -> RerankForm:
-        writing = _writing(version)
-        return RerankForm(
-            RerankRequest, _meanings, writing, envelope, echoes=lambda asked: bool(asked.return_documents)
-        )
+    def form(write: WriteRanked) -> RerankForm:
+        return RerankForm(RerankRequest, _meanings, write, envelope, echoes=lambda asked: bool(asked.return_documents))
 
-    return form("1"), form("2")
+    return form(_writing("1", "list")), form(_writing("2", "list")), form(_writing("1", "rerank"))

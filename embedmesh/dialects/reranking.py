@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 import orjson
 
 from embedmesh.dialects.adapted import ESCAPED_BYTES_MAX, converted, loaded_of, renamed, sole
@@ -38,11 +37,7 @@ RERANK_BOUNDS = ValueBounds(
     "documents",
 )
 
-Shown = np.float32
-"""A score as orjson prints it: the shortest decimals that give back the same float32."""
-Scored = Sequence[tuple[int, Shown]]
-"""Results, best first: a document's position in the request, and its score."""
-WriteRanked = Callable[[RerankCall, Scored, RerankCounts], Any]
+WriteRanked = Callable[[RerankCall, Sequence[Ranked], RerankCounts], Any]
 """The reply as orjson takes it."""
 
 
@@ -102,14 +97,14 @@ class RerankForm:
         self, call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts, headers: dict[str, str]
     ) -> Reply:
         """See RerankDialect."""
-        told = self.write(call, [(each.index, Shown(each.score)) for each in ranked], counts)
+        told = self.write(call, ranked, counts)
         headers[TRUNCATED_HEADER] = f"{counts.truncated}"
         if call.ignored:
             headers[IGNORED_HEADER] = ",".join(call.ignored)
-        return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
+        return Reply(headers, orjson.dumps(told))
 
 
-class RerankEither:
+class RerankPath:
     """One request at a path that two forms share: `first` has it where it has the member `by`, else `other`.
 
     It is made for each request: how its failures are told follows from its body. Implements

@@ -3,6 +3,7 @@
 https://huggingface.github.io/text-embeddings-inference/. It names no model: the path may, or there is only one.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,11 +12,11 @@ from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
-from embedmesh.dialects.reranking import RerankForm, Scored
+from embedmesh.dialects.reranking import RerankForm
 from embedmesh.rules.errors import CallerFailure, Failure, Overloaded, RateLimited
 from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, RERANK_DOCUMENTS_MAX
-from embedmesh.rules.reranking import RerankCall, RerankCounts
+from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -57,7 +58,10 @@ EMBED = Adapted(TeiEmbed, _ours, _write, envelope, {"input": "inputs"})
 
 
 class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first."""
+    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first.
+
+    `top_n` is not TEI's: some clients send it, to have only the best.
+    """
 
     query: Text
     texts: Annotated[list[str], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
@@ -65,6 +69,7 @@ class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     return_text: bool = False
     truncate: bool = False
     truncation_direction: Literal["Right", "right"] = "Right"
+    top_n: Annotated[int, Meta(ge=1)] | None = None
 
 
 class TeiRanked(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,15 +84,16 @@ def _meanings(asked: TeiRerank) -> dict[str, Any]:
     return {
         "query": asked.query,
         "documents": asked.texts,
+        "top_n": asked.top_n,
         "truncate": "end" if asked.truncate else "none",
         "raw": asked.raw_scores,
     }
 
 
-def _write_ranked(call: RerankCall, scored: Scored, counts: RerankCounts) -> Any:
+def _write_ranked(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
     if call.asked.return_text:
-        return [{"index": index, "score": score, "text": call.documents[index]} for index, score in scored]
-    return [{"index": index, "score": score} for index, score in scored]
+        return [{"index": each.index, "score": each.score, "text": call.documents[each.index]} for each in ranked]
+    return [{"index": each.index, "score": each.score} for each in ranked]
 
 
 RERANK = RerankForm(

@@ -51,6 +51,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """The architectures that are built from safetensors; `models.BUILDERS` has the same keys."""
 
+ONNX_FIRST = ("electra",)  # built since there are rerankers: a folder with both keeps its vectors and its digest
+
 
 def find_first(path: Path) -> tuple[Path, bool]:
     """The folder of the first module, and whether it is a static model's.
@@ -90,9 +92,10 @@ def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safe
 
     It does not check that there are weights: a gateway, which only counts, needs none. `check_weights` does.
     """
-    if model_type in ARCHITECTURES and weight_files(transformer):
+    onnx = find_onnx(transformer) is not None
+    if model_type in ARCHITECTURES and weight_files(transformer) and not (onnx and model_type in ONNX_FIRST):
         return "safetensors"
-    if find_onnx(transformer) is not None:
+    if onnx:
         return "onnx"
     if model_type not in ARCHITECTURES:
         raise SetupError(

@@ -93,8 +93,8 @@ class Node:
     keys: SignedKeys | None = None  # for confidential requests, as it sends them: not verified
     shortage: str = ""  # why its engine lacks CPU, by its own report: see SHORTAGES
     threads: str = ""  # how many its engines have, and why, in its own words
-    counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
-    failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed
+    counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts, unreached
+    failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by check; the unreached, too
     sent_away: Counter[tuple[NodeState, Check]] = field(default_factory=Counter)  # ejections and quarantines
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
@@ -225,6 +225,7 @@ class Registry:
         now = self._clock.monotonic()
         node.spotless = False
         node.failed[failure.check] += 1
+        node.counts["unreached"] += isinstance(failure, NodeUnreachable) and node.last_right_answer is None
         node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, NO_PROBES_MAX_S))
         if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
             node.last_failure, node.last_failed = Reason(failure.check, failure.message), now

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import orjson
 
 from embedmesh.flow.count_pairs import count_pairs
 from embedmesh.flow.embed import Embedded, EncodingCall
@@ -131,8 +132,8 @@ def rank(logits: bytes, *, raw: bool, top_n: int | None = None) -> list[Ranked]:
     if not raw:
         with np.errstate(over="ignore"):  # of a number below -709 it is 0
             scores = 1.0 / (1.0 + np.exp(-scores))
-    told = scores.astype(np.float32)
-    return [Ranked(index, float(str(score))) for index, score in zip(order.tolist(), told, strict=True)]
+    told = orjson.loads(orjson.dumps(scores.astype(np.float32), option=orjson.OPT_SERIALIZE_NUMPY))
+    return list(map(Ranked, order.tolist(), told))
 
 
 def _price_of(world: World, model: Model, account_id: str) -> int:

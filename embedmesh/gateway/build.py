@@ -252,7 +252,7 @@ def _apis(adjustable: Adjustable, store: Store, fleet: FleetParts, books: BooksT
         KeysApi(books.operators, bodies, clock, catalogue),
         PricesApi(books.operators, bodies, catalogue),
         LedgerApi(books.operators, books.checks, bodies),
-        ReloadApi(books.operators, adjustable.requests, bodies),
+        ReloadApi(adjustable.requests, bodies),
         AuditApi(books.operators),
     ]
 

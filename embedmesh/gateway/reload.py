@@ -6,7 +6,7 @@ was changed; what it returns applies the change, and cannot fail. What has no li
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -22,8 +22,10 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import set_level
 from embedmesh.provision.bootstrap import key_defaults
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.settings import GatewaySettings
+from embedmesh.storage.books import Books
 from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.system import this_user
 
@@ -120,9 +122,9 @@ class Reloader:
         """Do it whenever it is wanted; cancel it."""
         requests = self._gateway.adjustable.requests
         while True:
-            tell = await requests.next()
+            asked_by, tell = await requests.next()
             try:
-                result = await self.reload()
+                result = await self.reload(asked_by)
             except (SetupError, Failure) as refused:
                 log.error("the settings stay as they were: %s", refused)
                 tell(refused)
@@ -133,8 +135,11 @@ class Reloader:
             else:
                 tell(result)
 
-    async def reload(self) -> Reloaded:
-        """Read and apply them, or raise SetupError or StoreUnavailable with nothing changed."""
+    async def reload(self, asked_by: Sequence[Actor] = ()) -> Reloaded:
+        """Read and apply them, or raise SetupError or StoreUnavailable with nothing changed.
+
+        Where somebody asked for it, the act is written, and the store's other gateways hear of it, just before.
+        """
         before = self.settings
         read = await asyncio.to_thread(self._read)
         differing = [name for name in before.__struct_fields__ if getattr(read, name) != getattr(before, name)]
@@ -146,17 +151,24 @@ class Reloader:
         if self._certificate is not None and new.tls_cert is not None and new.tls_key is not None:
             apply.append(await asyncio.to_thread(self._certificate.prepare, new.tls_cert, new.tls_key))
         limits = NewKeys(key_defaults(new), self._open_to_others)
-        if "key_defaults" in changed:  # the last of what can fail
-            await self._gateway.books.operators.ask(lambda books: books.new_keys.write(limits), by=this_user())
+        found = model_changes(self._gateway.adjustable.models, models)
+        named = [*changed, "catalogue"] if found != ModelChanges() and "catalogue" not in changed else changed
+        reloaded = Reloaded(named, list(fixed), found)
+
+        def write(books: Books) -> None:
+            if "key_defaults" in changed:
+                books.by(this_user(), lambda books: books.new_keys.write(limits))
+            if asked_by:
+                books.tell_settings(reloaded.names(), asked_by)
+
+        if asked_by or "key_defaults" in changed:  # the last of what can fail
+            await self._gateway.books.operators.ask(write)
         for each in apply:
             each()
-        found = model_changes(self._gateway.adjustable.models, models)
         self._gateway.adjustable.models.become(models)
         self.settings = new
-        if found != ModelChanges() and "catalogue" not in changed:
-            changed.append("catalogue")
-        _log(changed, list(fixed), found)
-        return Reloaded(changed, list(fixed), found)
+        _log(named, list(fixed), found)
+        return reloaded
 
     def _may_change(self, name: str, new: GatewaySettings) -> bool:
         """Whether a setting can change now. A port does not begin to speak TLS, or end to."""

@@ -30,6 +30,7 @@ from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import Greeting, Heartbeat, HeartbeatReply, Offer, Registration, SignedHead, Welcome
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.tls_failures import cause_of, tls_failure
 from embedmesh.signing.identity import Identity, fingerprint, node_id, verify
 from embedmesh.signing.invites import Invite, proof
 from embedmesh.signing.messages import RequestSigner
@@ -141,7 +142,9 @@ class Joining:
                     failures += 1
                     log.warning("the gateway does not take this node now: %s", refused)
                 except NO_REPLY as error:
-                    if not failures:
+                    if not failures and isinstance(error, aiohttp.ClientSSLError):
+                        log.warning("%s", tls_failure(self.known.url, cause_of(error)))
+                    elif not failures:
                         log.warning("the gateway %s does not answer (%s)", self.known.url, type(error).__name__)
                     failures += 1
                 else:

@@ -48,7 +48,7 @@ class RerankCounts(msgspec.Struct, frozen=True):
 
 
 def searches_of(documents: int) -> int:
-    """How many searches a request with so many documents is charged for."""
+    """How many searches a request with that number of documents is charged for."""
     return -(-documents // SEARCH_DOCUMENTS)
 
 

@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.canary import LOGIT_OFF_MAX, PROBATION_RUN, PROVE_INPUTS, SCORE_OFF_MAX, scores_alike
+from embedmesh.fleet.examiner import FAR_TEXT, PROBE_QUERY, PROBE_TEXT
+from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.second_opinion import SecondOpinions
-from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, Ids, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, Ids, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import NodeState
@@ -71,7 +73,7 @@ class Bench(Rig):
         super().__init__(trusted, **dict.fromkeys(nodes, right))
         self.scores, self.model, self.embeds = nodes, model, embed.split()
         tokenizers = {WIDE.id: LetterTokenizer(), JUDGES.id: LetterTokenizer()}
-        catalogue = SimpleNamespace(models=(WIDE, model))
+        catalogue = Catalogue((WIDE, model))
         examiner = replace(self.canaries._examiner, tokenizers=tokenizers, catalogue=catalogue)
         opinions = SecondOpinions(examiner, self.canaries._opinions._scheduler)
         self.canaries._examiner, self.canaries._opinions = examiner, opinions
@@ -93,6 +95,12 @@ class Bench(Rig):
             ids = counted.ids
         pairs = [numbers_of(ids[row]) for row in part.rows]
         return EmbedVectors(part.tokens, np.array(self.scores[part.node_id](pairs), "<f4").tobytes())
+
+    async def served(self, node_id: str) -> ServedModels:
+        models = (WIDE, self.model) if node_id in self.embeds else (self.model,)
+        return ServedModels(
+            [ServedModel(each.id, each.width, each.max_tokens, each.digest, each.tier) for each in models]
+        )
 
     async def search(self, name: str, number: int) -> None:
         """A caller's request of that number: one document answers it, one halfway, the others do not."""
@@ -135,7 +143,7 @@ HONEST: dict[str, tuple[Tier, Scores]] = {
     "float32 of another kernel": ("exact", off(1e-5)),
     "bfloat16": ("fast", off(0.1)),
     "bfloat16 in proportion": ("exact", off(0.02, 0.02)),
-    "int8": ("int8", off(0.4)),
+    "int8": ("int8", off(0.8, 0.05)),
 }
 
 
@@ -160,14 +168,14 @@ ALIKE = [
     # two logits, whether they are the same score: exact, int8
     (0.0, 0.3, True, True),
     (0.0, 0.5, False, True),
-    (0.0, 1.2, False, False),
+    (-2.0, 2.0, False, False),
     (-8.0, -7.2, True, True),
     (-8.0, -6.9, False, True),
-    (-8.0, -4.5, False, False),
+    (-9.0, -2.0, False, False),
     (9.0, 36.0, True, True),  # a sigmoid in 16 bits: 1
     (3.5, 36.0, False, True),
     (-13.0, -36.0, True, True),
-    (-8.5, -36.0, False, False),
+    (-5.0, -36.0, False, False),
     (1e18, 5.0, True, True),
     (-1e18, 1e18, False, False),
     (-0.0, 0.0, True, True),
@@ -245,3 +253,36 @@ async def test_a_question_is_as_small_as_the_smallest_node_wants_it(whose: str, 
         await rig.search("third", number)
     assert rig.node("third").counts["canaries_passed"] > 0
     assert all(isinstance(each, Node) and each.state is NodeState.READY for each in rig.registry)
+
+
+async def test_health_is_a_right_answer_of_each_model_also_of_those_that_rerank() -> None:
+    """By a probe: one query with two documents, of which one answers it."""
+    rig = Bench(embed="both judge", both=by_pair(honest), judge=by_pair(honest))
+    both = rig.node("both")
+    both.state, both.models = NodeState.UNPROVEN, frozenset()
+    rig.roll(4)
+    prober = Prober(both, rig.canaries._examiner, rig.canaries.prove)
+    rig.scores["both"] = lambda pairs: [1.0] * (len(pairs) - 1) + [float("nan")]
+    await prober.probe()
+    assert rig.state("both") is NodeState.UNPROVEN
+    assert str(both.last_failure) == "finite: a vector has a component that is not finite"
+    rig.scores["both"] = by_pair(honest)
+    rig.questions.clear()
+    await prober.probe()
+    assert rig.state("both") is NodeState.READY
+    assert both.models == {WIDE.id, JUDGES.id}
+    (_, probe), *_ = rig.questions
+    assert (probe.query, probe.texts) == (PROBE_QUERY, [PROBE_TEXT, FAR_TEXT])
+    both.inputs_max = 1
+    await prober.probe()
+    assert both.failures_in_a_row == 0
+
+
+async def test_a_node_that_takes_one_pair_at_a_time_is_measured_all_the_same() -> None:
+    rig = Bench(embed="both", both=by_pair(honest), judge=by_pair(honest))
+    both = rig.node("both")
+    rig.model = JUDGES
+    for both.inputs_max in (1, 2_048):
+        rig.asked.clear()
+        await Prober(both, rig.canaries._examiner).measure()
+        assert rig.asked == ["both"] * 2, "one question for each kind of model"

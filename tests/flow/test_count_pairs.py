@@ -1,5 +1,6 @@
 """Pairs are counted as they are scored: the query with each document, cut as CrossEncoder cuts, by true lengths."""
 
+import json
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,12 @@ from embedmesh.flow.count import SPECIALS_MAX, CanPayFor
 from embedmesh.flow.count_pairs import count_pairs
 from embedmesh.flow.means import Means
 from embedmesh.flow.turns import Turns
-from embedmesh.rules.embeddings import ENDS_FIRST, Counted, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, ID_BYTES, Counted, numbers_of
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import RERANK_TOKENS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.reranking import RerankCall, fit_pair
+from tests.engine.test_rerankers import GOLDENS, NAMES, cut_pairs
 from tests.flow.reranking import BY_SEARCHES, BY_TOKENS, FOREIGN, SPECIALS
 from tests.flow.world import LetterTokenizer
 
@@ -206,3 +208,23 @@ async def test_without_a_tokenizer_bytes_bound_a_pair_and_so_does_the_model() ->
         with pytest.raises(Failure) as refused:
             await counted(call, FOREIGN, None)
         assert refused.value.param == param, "nobody here can cut"
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_with_a_models_own_tokenizer_pairs_are_those_of_crossencoder(name: str) -> None:
+    """Golden pairs, and texts of many pieces, whichever is longer; what other makes get has no more tokens."""
+    tokenizer, expected = cut_pairs(name)
+    model = msgspec.structs.replace(BY_TOKENS, max_tokens=tokenizer.max_tokens)
+    pairs: list[list[str]] = json.loads((GOLDENS / name / "pairs.json").read_text(encoding="utf-8"))
+    long = " ".join(str(number) for number in range(2_000))
+    for query, document in ((long, long + " more"), (long + " more", long), ("short one", long), (long, "")):
+        pairs.append([query, document])
+        one, other = tokenizer.ids([query, document])
+        kept = fit_pair(len(one), len(other), model.max_tokens - tokenizer.specials - len(tokenizer.between))
+        expected.append(tokenizer.pair(one[: kept[0]], other[: kept[1]]))
+    for (query, document), ids in zip(pairs, expected, strict=True):
+        found = await counted(RerankCall("m", query, [document]), model, tokenizer)
+        assert found.ids is not None and list(found.ids) == [ids]
+        assert found.lengths == [len(ids) // ID_BYTES + tokenizer.specials] and found.lengths[0] <= model.max_tokens
+        assert found.texts is not None and found.query is not None
+        assert sum(map(len, tokenizer.ids([found.query, found.texts[0]]))) <= found.lengths[0]

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import struct
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.flow.lock import lock_node
 from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES
 from embedmesh.flow.rerank import rank
 from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.confidential import SDK_SCHEME
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import Failure, NodeBroke
 from embedmesh.rules.exchange import Delivery
@@ -308,3 +311,12 @@ async def test_what_is_remembered_is_told_the_same_and_paid_as_was_agreed(
     kept = remembering(policy)
     await ask(kept, body(documents[:1], model=model), how=BROKEN_OFF)
     assert kept.cache.has("a"), "paid is remembered, though it was not read"
+
+
+async def test_no_node_is_locked_for_a_reranker() -> None:
+    """Or a sealed request could only be refused."""
+    caller = Caller("acct", "key_1", frozenset({"embeddings"}))
+    nobody: Any = None
+    with pytest.raises(Failure) as refused:
+        await lock_node(ranking_world(), nobody, nobody, caller, BY_TOKENS.id, 10, 5, SDK_SCHEME)
+    assert (refused.value.code, refused.value.param) == ("unsupported_modality", "model")

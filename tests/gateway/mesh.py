@@ -189,7 +189,7 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, catalogue),
             PricesApi(self.books_thread, bodies, catalogue),
             LedgerApi(self.books_thread, self.checks_thread, bodies),
-            ReloadApi(self.books_thread, self.reloads, bodies),
+            ReloadApi(self.reloads, bodies),
             AuditApi(self.books_thread),
         )
         self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, catalogue)

@@ -170,8 +170,10 @@ async def reload(of: Example) -> Made:
     """Answered as by embedmesh.gateway.reload, which tests/story/test_reload.py runs."""
 
     async def answer() -> None:
-        models = ModelChanges(added=["one", "two"])
-        (await of.gw.reloads.next())(Reloaded(["hedge", "policy"], ["port", "host"], models))
+        reloaded = Reloaded(["hedge", "policy"], ["port", "host"], ModelChanges(added=["one", "two"]))
+        asked_by, tell = await of.gw.reloads.next()
+        await of.gw.books_thread.ask(lambda books: books.tell_settings(reloaded.names(), asked_by))
+        tell(reloaded)
 
     of.reload = asyncio.ensure_future(answer())
     return "/v1/admin/reload", None, "", [("settings.reload", "settings")]

@@ -95,7 +95,7 @@ async def test_each_route_tells_its_failures_in_its_own_envelope(path: str, body
             reply = await send(port, raw)
             assert reply.status == status, (path, status, reply.body)
             words = at(json.loads(reply.body), told)
-            assert isinstance(words, str) and len(words) > 10
+            assert isinstance(words, str) and words
             assert "code" in json.loads(reply.body).get("error", {}) or told != "error.message"
         assert world.ledger.log == []
 

@@ -17,15 +17,19 @@ from embedmesh.gateway.models import load_models
 from embedmesh.gateway.parts import Gateway
 from embedmesh.gateway.reload import RELOADED, Reloader
 from embedmesh.process import EXIT_OK
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.errors import InternalError, InvalidValue, Overloaded, SetupError
+from embedmesh.rules.errors import InternalError, InvalidValue, Overloaded, SetupError, StoreUnavailable
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings
 from embedmesh.settings_file import fields_of
+from embedmesh.storage.books import Books
+from embedmesh.storage.books.acts import ActRow
 from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.system import this_user
 from tests.data import CHECKOUT
 
+BY = Actor("key_operator", "192.0.2.7", "x-1")
 PLAIN = '[[models]]\nid = "m"\nwidth = 8\nmax_tokens = 16\nprice = 5\naliases = ["one"]\n'
 CHAT = '[[models]]\nid = "talk"\nmodalities = ["chat"]\nmax_tokens = 100\nprice = 1\n'
 
@@ -121,12 +125,47 @@ async def test_whatever_a_reload_raises_the_gateway_goes_on_and_who_waits_is_tol
     requests = live.gateway.adjustable.requests
     running = asyncio.create_task(live.reloader.run())
     with pytest.raises(InternalError, match="not read again"):
-        await requests.ask()
+        await requests.ask(BY)
     live.read = before
-    assert (await requests.ask()).changed == []
+    assert (await requests.ask(BY)).changed == []
     assert (requests.applied, requests.refused) == (1, 1)
     running.cancel()
     await asyncio.wait([running])
+
+
+async def test_the_row_of_a_reload_is_there_before_it_takes_effect(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All who asked have a row, in one transaction; where it cannot be written nothing changes, and nobody has one."""
+    operators, cors = live.gateway.books.operators, live.gateway.app.use_cors
+    rows: list[ActRow] = []
+
+    async def acts() -> list[ActRow]:
+        return list(await operators.ask(lambda books: books.acts.list(verb="settings.reload")))
+
+    def use_cors(value: Any) -> None:
+        rows.extend(operators._books.acts.list(verb="settings.reload"))  # type: ignore[union-attr]
+        cors(value)
+
+    monkeypatch.setattr(live.gateway.app, "use_cors", use_cors)
+    other = Actor("key_other", "192.0.2.8", "x-2")
+    live.wanted = msgspec.structs.replace(live.wanted, cors_origin=("https://a.example",))
+    reloaded = await live.reloader.reload([BY, other])
+    assert [(row.actor, row.changes) for row in reversed(rows)] == [
+        (each.name, {"changed": "cors_origin"}) for each in (BY, other)
+    ]
+    assert reloaded.changed == ["cors_origin"]
+
+    def failing(books: Books, *_: object) -> None:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(Books, "tell_settings", failing)
+    before = live.reloader.settings
+    live.wanted = msgspec.structs.replace(live.wanted, cors_origin=(), in_flight_max=3)
+    with pytest.raises(StoreUnavailable):
+        await live.reloader.reload([BY])
+    assert live.reloader.settings is before and live.gateway.app._room.shares.total == before.in_flight_max
+    assert len(await acts()) == 2
+    assert set((await live.reloader.reload()).changed) == {"cors_origin", "in_flight_max"}  # by SIGHUP: no act
+    assert len(await acts()) == 2
 
 
 async def test_models_come_and_go_and_what_has_begun_goes_on(live: Live) -> None:
@@ -205,17 +244,18 @@ def test_shares_that_shrink_below_what_is_taken_take_nothing_more_until_enough_c
 
 async def test_all_who_wait_are_told_and_no_more_wait_than_is_allowed() -> None:
     requests = ReloadRequests()
-    asked = [asyncio.create_task(requests.ask()) for _ in range(16)]
+    asked = [asyncio.create_task(requests.ask(BY)) for _ in range(16)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
-        await requests.ask()
-    tell: Callable[[Any], None] = await requests.next()
-    late = asyncio.create_task(requests.ask())  # the file may have changed since that reading began
+        await requests.ask(BY)
+    asked_by, tell = await requests.next()
+    assert asked_by == [BY] * 16
+    late = asyncio.create_task(requests.ask(BY))  # the file may have changed since that reading began
     await asyncio.sleep(0)
     tell(InvalidValue("wrong"))
     assert all(isinstance(each, InvalidValue) for each in await asyncio.gather(*asked, return_exceptions=True))
     assert not late.done() and requests.counts()["settings_reloads_refused"] == 1
-    (await requests.next())(Reloaded([], ["port"]))
+    (await requests.next())[1](Reloaded([], ["port"]))
     assert (await late).needs_restart == ["port"]
     assert requests.counts() == {"settings_reloads": 1, "settings_reloads_refused": 1, "settings_need_restart": 1}
 

@@ -63,8 +63,8 @@ class Searcher(Batcher):
         gw.books.accounts.credit(self.account, DOLLAR, self.account)
         super().__init__(gw, gw.books.keys.create(self.account, ("embeddings",))[1])
 
-    async def rerank(self, model: str, documents: list[str] = DOCUMENTS, **headers: str) -> Raw:
-        body = {"model": model, "query": "abc", "documents": documents, "top_n": 3}
+    async def rerank(self, model: str, **headers: str) -> Raw:
+        body = {"model": model, "query": "abc", "documents": DOCUMENTS, "top_n": 3}
         reply = await self.gw.ask("POST", "/v1/rerank", body, key=self.key, **headers)
         await self.gw.store.drain()  # what was charged is in the books
         return reply

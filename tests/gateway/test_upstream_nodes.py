@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from embedmesh.commands.nodes import nodes
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
-from embedmesh.rules.errors import NodeBroke, NodeUnreachable
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeTooSlow, NodeUnreachable
 from embedmesh.rules.nodes import Check, NodeState
 from tests.gateway.mesh import Gateway, says, until
 from tests.gateway.test_foreign import Asked, Reply, ok, server
@@ -122,7 +122,26 @@ async def test_a_server_that_is_not_there_is_told_as_that(gw: Gateway) -> None:
         pass
     found = await add(gw, port, "nobody")
     assert (found["state"], found["last_check"]) == ("unproven", "connect")
+    assert (found["failures"], found["busy"]) == ({}, 0) and found["unreached"] >= 1
     await gw.act("nobody", "remove")
+
+
+async def test_what_says_nothing_against_a_node_is_counted_apart(gw: Gateway, tmp_path: Path) -> None:
+    """That it was busy, or could not be reached before its first right answer; the list counts failures alone."""
+    async with added(gw, "counted") as node:
+        await until("it has answered", lambda: node.last_right_answer is not None)
+        answered_at, node.last_right_answer = node.last_right_answer, None
+        gw.registry.failed(node, NodeUnreachable("no connection"), by_probe=True)
+        node.last_right_answer = answered_at
+        for failure in (NodeBusy("HTTP 429"), NodeBusy("HTTP 503"), NodeUnreachable("gone"), NodeTooSlow("late")):
+            gw.registry.failed(node, failure, by_probe=True)
+        found = await shown(gw, "counted")
+        assert found["failures"] == {"connect": 1, "timeout": 1}
+        assert (found["busy"], found["unreached"]) == (2, 1)
+        line, *_ = lines_of(await command(gw, tmp_path, "list"), "counted")
+        assert line.split()[-5] == "2", line  # before how long ago it was right, and its models
+        page = (await gw.ask("GET", "/metrics", key=gw.key("metrics"))).body.decode()
+        assert 'embedmesh_node_failures_total{check="connect",node="counted"} 2.0' in page, "all, by check"
 
 
 async def test_the_speed_of_a_server_is_shown_once_it_was_measured(gw: Gateway, tmp_path: Path) -> None:

@@ -47,6 +47,31 @@ def test_what_is_written_is_synced(shop: Shop) -> None:
     assert found == ["wal", 2, 1]
 
 
+async def test_a_store_that_is_served_beside_its_copy_is_told_once(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where it was moved, nor where it is the same file by another name; nor again at the next start."""
+
+    async def warned(path: Path) -> bool:
+        caplog.clear()
+        await (await shop.open(path)).close()
+        return "is a copy" in caplog.text
+
+    assert not await warned(shop.path) and not await warned(shop.path)
+    copy = tmp_path / "copy" / "store.db"
+    copy.parent.mkdir()
+    shop.books.backup(copy)
+    assert await warned(copy)
+    assert str(copy) in caplog.text and str(shop.path) in caplog.text
+    assert not await warned(copy) and not await warned(shop.path)
+    moved = tmp_path / "moved.db"
+    copy.rename(moved)
+    assert not await warned(moved)
+    link = tmp_path / "link.db"
+    link.symlink_to(moved)
+    assert not await warned(link)
+
+
 def test_another_secret_is_refused(shop: Shop) -> None:
     """With another secret no key would be found: better not to start."""
     with pytest.raises(SetupError, match="key secret"):

@@ -209,3 +209,31 @@ def test_it_stops_when_its_terminal_is_closed_and_goes_on_at_sighup_while_it_is_
             process.kill()
             process.wait()
         log.close()
+
+
+def test_the_node_of_serve_follows_to_another_catalogue(config: Config, serve: Serve) -> None:
+    """At SIGHUP, where the file of settings names another: the node can load what is in it, also once it starts anew.
+
+    And what serves another store than the last time says so.
+    """
+    config.write("")
+    endpoint = serve("--config", config.file).wait_ready()
+    ready = json.loads(endpoint.said.read_text())
+    assert ready["store"] == str(endpoint.data_dir / "embedmesh.db")
+    other = config.file.with_name("other.toml")
+    other.write_text(config.models.read_text().replace('aliases = ["first"]', 'aliases = ["other"]'))
+    config.file.write_text('catalogue = "other.toml"\n')
+    config.models.unlink()
+    endpoint.process.send_signal(signal.SIGHUP)
+    wait_until("the node has read it", lambda: "the catalogue was read again" in endpoint.log.read_text(), FOLLOWS_S)
+    assert "the catalogue stays as it was" not in endpoint.log.read_text()
+    node = endpoint.pid("node")
+    assert node is not None
+    os.kill(node, signal.SIGKILL)
+    wait_until("it answers again", endpoint.answers, 60.0)
+    assert endpoint.ask(input="hello", model="other").status_code == 200
+    assert endpoint.stop() == 0
+    elsewhere = serve("--config", config.file, "--store", config.file.with_name("b.db")).wait_ready()
+    said = elsewhere.log.read_text()
+    assert f"served another store, {ready['store']}; this one serves {config.file.parent}/b.db" in said, said
+    assert elsewhere.stop() == 0

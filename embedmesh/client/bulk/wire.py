@@ -17,6 +17,7 @@ from embedmesh.client.bulk.posting import (
     TooLate,
 )
 from embedmesh.client.wire import CLIENT_IDLE_S, CONNECT_WITHIN_S
+from embedmesh.rules.tls_failures import tls_failure
 
 
 class BulkWire:
@@ -72,8 +73,7 @@ class BulkWire:
                     BulkConnection, access.host, access.port, ssl=access.tls
                 )
         except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", None) or error.reason
-            raise NoSecureConnection(f"no secure connection to {access.base_url} ({reason})") from None
+            raise NoSecureConnection(str(tls_failure(access.base_url, error))) from None
         except TimeoutError:
             raise NothingThere(f"{access.base_url} cannot be reached in time") from None
         except ConnectionRefusedError:

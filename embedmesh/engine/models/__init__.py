@@ -1,6 +1,7 @@
 """Architectures: one file each, and the one table that maps `model_type` of config.json to it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -28,8 +29,11 @@ Builder = Callable[..., ov.Output]
 """config.json, weights, ids (int32, [rows, length]) and mask (float32, [rows, length], 1 for a token and 0 for padding)
 -> token states (float32, [rows, length, hidden]). Raises SetupError for a variant that is not known.
 
-Those of architectures with token types take these too (int32, [rows, length]); without them all are 0.
+Those of architectures with token types take these too (`types`, int32, [rows, length]); without them all are 0.
 """
+
+FIRST_ONLY = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Those whose builders take `first_only`: nothing but the first token's states is wanted, [rows, 1, hidden]."""
 
 BUILDERS: dict[str, Builder] = {
     "bert": bert.build,
@@ -85,8 +89,12 @@ def _build(folder: Folder, weights: Weights, ids: ov.Output, mask: ov.Output) ->
         case "static":
             states = static.build(weights, ids)
         case "safetensors":
-            more = [types] if types is not None and has_types(folder.model_type, folder.config) else []
-            states = BUILDERS[folder.model_type](folder.config, weights, ids, mask, *more)
+            pair: dict[str, Any] = {}
+            if types is not None and has_types(folder.model_type, folder.config):
+                pair["types"] = types
+            if own_head and folder.pooling == "cls" and folder.model_type in FIRST_ONLY:
+                pair["first_only"] = True
+            states = BUILDERS[folder.model_type](folder.config, weights, ids, mask, **pair)
     vectors = pool(states, mask, folder.pooling)
     if own_head:
         return HEADS[folder.model_type](folder.config, weights, vectors)

@@ -22,7 +22,13 @@ class ElectraConfig(BertConfig, frozen=True, kw_only=True):
 
 
 def build(
-    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, types: ov.Output | None = None
+    fields: dict[str, Any],
+    weights: Weights,
+    ids: ov.Output,
+    mask: ov.Output,
+    *,
+    types: ov.Output | None = None,
+    first_only: bool = False,
 ) -> ov.Output:
     """Token states of an ELECTRA model. Raises SetupError for a variant that is not known."""
     config = read_config(fields, ElectraConfig, fixed=BERT_FIXED)
@@ -31,4 +37,4 @@ def build(
     encoder = Encoder(config, weights)
     if config.embedding_size != config.hidden_size:
         states = encoder.project(states, "embeddings_project", config.embedding_size)
-    return run_layers(encoder, config.num_hidden_layers, states, score_mask(mask), LayerNames())
+    return run_layers(encoder, config.num_hidden_layers, states, score_mask(mask), LayerNames(), first_only=first_only)

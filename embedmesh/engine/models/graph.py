@@ -68,6 +68,11 @@ def add(x: ov.Output, y: ov.Output) -> ov.Output:
     return op.add(x, y).output(0)
 
 
+def first(x: ov.Output, axis: int) -> ov.Output:
+    """The first of what lies along an axis, which keeps its place with a length of 1."""
+    return op.slice(x, axes(0), axes(1), axes(1), axes(axis)).output(0)
+
+
 def indexes(ids: ov.Output) -> ov.Output:
     """0, 1, 2 ... up to the length of `ids` [rows, length], as int32."""
     length = op.gather(op.shape_of(ids, "i32"), op.constant(np.int32(1)), op.constant(np.int32(0)))

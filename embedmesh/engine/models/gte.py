@@ -32,7 +32,7 @@ class GteConfig(EncoderConfig, frozen=True, kw_only=True):
 
 
 def build(
-    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, types: ov.Output | None = None
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, types: ov.Output | None = None
 ) -> ov.Output:
     """Token states of a GTE model. Raises SetupError for a variant that is not known."""
     config = read_config(fields, GteConfig, fixed=GTE_FIXED, code=("NewModel", "GteModel"))

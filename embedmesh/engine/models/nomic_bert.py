@@ -56,7 +56,7 @@ class NomicBertConfig(EncoderConfig, frozen=True, kw_only=True):
 
 
 def build(
-    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, types: ov.Output | None = None
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, types: ov.Output | None = None
 ) -> ov.Output:
     """Token states of a NomicBERT model. Raises SetupError for a variant that is not known."""
     config = read_config(

@@ -1,5 +1,6 @@
 """What operators see of a node: what the store keeps of it, and what this gateway observes now."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -88,7 +89,15 @@ class NodeReply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     receipts_seen: ReceiptCounts | UnsetType = UNSET
     failures: Annotated[
         dict[Check, Count] | UnsetType,
-        Meta(extra_json_schema={"propertyNames": {"enum": CHECKS}}),
+        Meta(
+            description="Attempts and probes that failed, by check.",
+            extra_json_schema={"propertyNames": {"enum": CHECKS}},
+        ),
+    ] = UNSET
+    busy: Annotated[Count | UnsetType, doc("How often it was busy: load, and no failure.")] = UNSET
+    unreached: Annotated[
+        Count | UnsetType,
+        doc("How often it could not be reached before its first right answer: it may only be starting."),
     ] = UNSET
     last_check: Annotated[Check | UnsetType | None, doc("The check that it failed last; kept after it recovers.")] = (
         UNSET
@@ -131,12 +140,19 @@ def _observed(node: Node, clock: Clock) -> dict[str, Any]:
         **{name: node.counts[name] for name in ("answers", "tokens", "hedges")},
         "canaries": _counts(node, "canaries", CanaryCounts),
         "receipts_seen": _counts(node, "receipts", ReceiptCounts),
-        "failures": dict(node.failed),
+        **_failed(node),
         "last_check": failure.check if failure is not None else None,
         "last_failure": failure.words if failure is not None else None,
         "last_failed_s_ago": _ago(node.last_failed, now),
         "last_answer_s_ago": _ago(node.last_right_answer, now),
     }
+
+
+def _failed(node: Node) -> dict[str, Any]:
+    """What failed, apart from what says nothing against a node."""
+    unreached = node.counts["unreached"]
+    failures = node.failed - Counter({Check.CONNECT: unreached, Check.BUSY: node.failed[Check.BUSY]})
+    return {"failures": dict(failures), "busy": node.failed[Check.BUSY], "unreached": unreached}
 
 
 def _fields(source: object, names: tuple[str, ...]) -> dict[str, Any]:

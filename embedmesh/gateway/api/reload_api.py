@@ -11,10 +11,10 @@ from typing import Annotated
 
 import msgspec
 
-from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.replies import doc
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.acts import Actor
 from embedmesh.rules.errors import InvalidValue, Overloaded, SetupError, StoreUnavailable
 
 RELOADS_WAITING_MAX = 16  # one reading answers all that wait when it begins
@@ -37,13 +37,18 @@ class Reloaded(msgspec.Struct, frozen=True):
     needs_restart: Annotated[list[str], doc("Settings that have changed in the file, and stay until a restart.")]
     models: ModelChanges = ModelChanges()
 
+    def names(self) -> dict[str, list[str]]:
+        """What the audit says of it."""
+        models = {f"models_{what}": each for what, each in msgspec.structs.asdict(self.models).items()}
+        return {"changed": self.changed, "needs_restart": self.needs_restart, **models}
+
 
 class ReloadRequests:
     """Who waits for the settings to be read again, and how often that was done. On the event loop."""
 
     def __init__(self) -> None:
         self._wanted = asyncio.Event()
-        self._waiting: deque[asyncio.Future[Reloaded]] = deque()
+        self._waiting: deque[tuple[Actor, asyncio.Future[Reloaded]]] = deque()
         self.applied = self.refused = 0
         self.needs_restart = 0  # settings, as of the last time
 
@@ -51,14 +56,17 @@ class ReloadRequests:
         """Have them read again; nobody waits for it."""
         self._wanted.set()
 
-    async def ask(self) -> Reloaded:
-        """Have them read again. Raises InvalidValue: nothing was changed. Raises Overloaded and StoreUnavailable."""
+    async def ask(self, by: Actor) -> Reloaded:
+        """Have them read again by all gateways of the store, and this one first: an act of `by`.
+
+        Raises InvalidValue: nothing was changed. Raises Overloaded and StoreUnavailable.
+        """
         if len(self._waiting) >= RELOADS_WAITING_MAX:
             raise Overloaded(
                 f"At most {RELOADS_WAITING_MAX} wait for the settings to be read again. Try again shortly."
             )
         answer: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        self._waiting.append((by, answer))
         self._wanted.set()
         try:
             async with asyncio.timeout(RELOAD_ANSWER_S):
@@ -66,11 +74,11 @@ class ReloadRequests:
         except TimeoutError:
             raise StoreUnavailable("The settings are still being read. Look at the log before you try again.") from None
 
-    async def next(self) -> Callable[[Reloaded | Exception], None]:
-        """Wait until somebody wants them read. What is returned tells all who wait now what has come of it."""
+    async def next(self) -> tuple[list[Actor], Callable[[Reloaded | Exception], None]]:
+        """Wait until somebody wants them read: who waits now, and what tells them all what has come of it."""
         await self._wanted.wait()
         self._wanted.clear()
-        asked = list(self._waiting)
+        asked = [each for each in self._waiting if not each[1].done()]  # who has gone asks for nothing
         self._waiting.clear()
 
         def tell(result: Reloaded | Exception) -> None:
@@ -79,11 +87,11 @@ class ReloadRequests:
                 self.needs_restart = len(result.needs_restart)
             else:
                 self.refused += 1
-            for each in asked:
+            for _, each in asked:
                 if not each.done():
                     each.set_exception(result) if isinstance(result, Exception) else each.set_result(result)
 
-        return tell
+        return [by for by, _ in asked], tell
 
     def counts(self) -> dict[str, float]:
         """For the metrics."""
@@ -99,8 +107,7 @@ class ReloadApi(Api):
 
     TAG = "Administration"
 
-    def __init__(self, books: BooksThread, requests: ReloadRequests, bodies: BodyBudget) -> None:
-        self._books = books
+    def __init__(self, requests: ReloadRequests, bodies: BodyBudget) -> None:
         self._requests = requests
         self.bodies = bodies
 
@@ -111,12 +118,8 @@ class ReloadApi(Api):
         or, where anything is wrong, nothing. The other gateways of the store do the same.
         """
         try:
-            reloaded = await self._requests.ask()
+            return await self._requests.ask(call.by)
         except SetupError as error:
             raise InvalidValue(f"Nothing was changed. {FOLDERS.sub('', str(error))}") from None
-        names = {"changed": reloaded.changed, "needs_restart": reloaded.needs_restart}
-        names |= {f"models_{what}": each for what, each in msgspec.structs.asdict(reloaded.models).items()}
-        await self._books.ask(lambda books: books.tell_settings(names), by=call.by)
-        return reloaded
 
     ROUTES = (Route("POST", "/v1/admin/reload", ADMIN_KEY, reload_settings, failures=(InvalidValue, Overloaded)),)

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from embedmesh.dialects import tei
 from embedmesh.dialects.rerank import RerankList, RerankRequest, VoyageRerankList, rerank_forms
-from embedmesh.dialects.reranking import RerankEither
+from embedmesh.dialects.reranking import RerankPath
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.rerank import Rerank
 from embedmesh.gateway.api.dialects_api import FAILURES, TeiError
@@ -21,8 +21,8 @@ from embedmesh.rules.ports import EMBED_SCOPE
 RERANK_PATH, RERANK_V2_PATH = "/v1/rerank", "/v2/rerank"
 TEI_RERANK_PATH, TEI_RERANK_BY_PATH = "/rerank", "/tei/{id}/rerank"
 RERANK_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"  # as in docs/reference/catalogue.md
-RERANK_V1_FORM, RERANK_V2_FORM = rerank_forms(lambda failure: status_and_type(failure)[1])
-RERANK, RERANK_V2, TEI_RERANK = Rerank(RERANK_V1_FORM), Rerank(RERANK_V2_FORM), Rerank(tei.RERANK)
+RERANK_FORM, RERANK_V2_FORM, PLAIN_RERANK_FORM = rerank_forms(lambda failure: status_and_type(failure)[1])
+RERANK, RERANK_V2, TEI_RERANK = Rerank(RERANK_FORM), Rerank(RERANK_V2_FORM), Rerank(tei.RERANK)
 
 RERANK_CURL = f"""\
 curl {ORIGIN}{RERANK_PATH} \\
@@ -85,7 +85,7 @@ class RerankApi(Api):
     async def rerank(self, request: web.BaseRequest) -> web.StreamResponse:
         """Rerank documents.
 
-        A score for the query and each document, best first: in the words of Cohere, Jina, Voyage, vLLM and Infinity. You
+        A score for the query and each document, best first: as Cohere, Jina, Voyage, vLLM and Infinity do. You
         pay for the tokens of all pairs, the query once for each document; or for a search, if the model has a price of
         searches.
         """
@@ -100,8 +100,8 @@ class RerankApi(Api):
 
         The first where the body has `texts`, for the only model here that reranks; else the second.
         """
-        either = RerankEither("texts", tei.RERANK, RERANK_V1_FORM)
-        return await self._answer(request, Rerank(either), TEI_RERANK_PATH)
+        either = Rerank(RerankPath("texts", tei.RERANK, PLAIN_RERANK_FORM))
+        return await self._answer(request, either, TEI_RERANK_PATH)
 
     async def tei_rerank_by(self, request: web.BaseRequest) -> web.StreamResponse:
         """Rerank texts as Text Embeddings Inference does, by a model. The path names it."""

@@ -79,7 +79,7 @@ class SqliteEngine:
     dialect = "sqlite"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve() if path.is_symlink() else path  # its lock and its log lie beside the file itself
         self.shown = str(path)
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:

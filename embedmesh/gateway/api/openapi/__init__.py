@@ -73,7 +73,7 @@ def document(version: str) -> Json:
         "info": {
             "title": "embedmesh",
             "version": version,
-            "summary": "OpenAI-compatible embeddings, rerank, chat, completions and images from as many nodes as you have.",
+            "summary": "OpenAI-compatible embeddings, rerank, chat, completions and images from many nodes.",
             "description": (
                 "Other paths and methods get 404 `not_found` or 405 `method_not_allowed`, in the same error envelope. "
                 "Every reply has an `x-request-id`: the request's own if that has 1 to 128 characters of "
