@@ -55,14 +55,13 @@ def make_cross_encoder(model: Path, folder: Path) -> Path:
     return folder
 
 
-def catalogue_of(folder: Path, scores: str = "raw") -> str:
+def catalogue_of(folder: Path) -> str:
     """A catalogue that has this model alone."""
     return f"""[[models]]
 id = "{RERANKER}"
 modalities = ["rerank"]
 folder = "{folder}"
 max_tokens = {TOKENS}
-scores = "{scores}"
 price = {PRICE}
 digest = "{digest(folder)}"
 """
