@@ -154,7 +154,7 @@ class Metrics:
         return found
 
     async def page(self) -> bytes:
-        """As `text`, but the event loop waits for no more than a few series. All who ask meanwhile share the next page."""
+        """As `text`; the event loop waits for a few series at most. All who ask meanwhile share the next page."""
         if self._next_page is None:
             self._next_page = asyncio.ensure_future(self._made_page())
         return await asyncio.shield(self._next_page)
