@@ -26,7 +26,7 @@ def test_the_model_has_cross_encoders_scores(tmp_path: Path) -> None:
     folder = make_cross_encoder(model_folder(), tmp_path / "reranker")
     described = read_folder(folder)
     tokenizer = ModelTokenizer(folder, described.max_tokens)
-    pairs = [tokenizer.with_specials(ids) for ids in pairs_of(tokenizer, QUESTION, tokenizer.ids(DOCUMENTS))]
+    pairs = pairs_of(tokenizer, QUESTION, DOCUMENTS)
     assert sum(map(len, pairs)) == pair_tokens()
     found = make_model(described, 1, "exact").run(pairs, len(pairs), 64)
     assert np.abs(np.array(found)[:, 0] - LOGITS).max() <= 1e-5

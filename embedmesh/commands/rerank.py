@@ -32,7 +32,7 @@ ROWS_SHOWN_MAX = 200  # in a terminal: some screenfuls
 SHOWN_CHARS = 240  # of a document in a terminal: three lines; --json and pipes have all of it
 EXIT_REFUSED = 1
 
-HELP = """Rank documents by how well they answer QUERY: best first, each with its score.
+HELP = """Rank documents by how well they answer a query, best first.
 
 A document is a line of the FILES, or of standard input (-, or no file); with --field, the lines are JSON objects and it
 is this member of each. Empty lines are skipped. A score is from 0 to 1, or a logit, as the model's own definition has

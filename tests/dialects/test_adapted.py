@@ -122,6 +122,7 @@ REFUSED = [
     (ollama.EMBEDDINGS, {"model": "tiny", "prompt": ""}, "invalid_value", "prompt"),
     (cohere.EMBED, {"model": "tiny"}, "missing_parameter", "texts"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "images": []}, "unknown_parameter", "images"),
+    (cohere.EMBED, {"model": "tiny", "input": ["a"]}, "unknown_parameter", "input"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "input_type": "clustering"}, "invalid_value", "input_type"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "max_tokens": 17}, "invalid_value", "max_tokens"),
     (

@@ -194,6 +194,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
         "invalid_value",
         "truncation_direction",
     ),
+    (tei.RERANK, {"query": "q", "documents": ["a"]}, "unknown_parameter", "documents"),
     (tei.RERANK, {"query": "q", "texts": ["a"], "top_k": 1}, "unknown_parameter", "top_k"),
 ]
 
@@ -213,6 +214,12 @@ def test_a_model_that_does_something_else_is_refused_with_the_right_path() -> No
     with pytest.raises(Failure) as failed:
         parsed(tei.RERANK, named="tiny", query="q", texts=["a"])
     assert "POST /v1/embeddings" in failed.value.message
+
+
+def test_an_unknown_name_is_told_the_models_that_rerank() -> None:
+    with pytest.raises(Failure) as failed:
+        parsed(V1, ALL, **ASKED | {"model": "rerank-v3.5"})
+    assert "Served are: scores, far." in failed.value.message
 
 
 def test_each_api_reads_the_failure_where_it_looks_for_it() -> None:

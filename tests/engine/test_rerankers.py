@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from embedmesh.engine.compiled import CompiledModel
+from embedmesh.engine.estimate import measure
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.models import BUILDERS, HEADS
 from embedmesh.engine.native.family import unsupported
@@ -121,6 +122,13 @@ def test_a_folder_says_what_its_score_is(name: str) -> None:
     assert np.abs(told - found["scores"]).max() <= 1e-6
     assert (folder.reranks, folder.width, folder.max_tokens, folder.prompts) == (True, 1, 40, {})
     assert unsupported(folder)
+
+
+def test_the_estimate_counts_the_head() -> None:
+    """Which is computed here, unlike that of a model that makes vectors: pooler and classifier, 24 wide."""
+    sizes = {name: measure(read_folder(GOLDENS / name)).linear for name in ("bert", "bert_dense")}
+    assert sizes["bert"] == 2 * (4 * 24 * 24 + 2 * 24 * 32) + 24 * 24 + 24
+    assert sizes["bert_dense"] == sizes["bert"]  # its pooler is there, and one dense layer of as many
 
 
 def saved(folder: Path) -> Path:
