@@ -38,7 +38,7 @@ def test_the_query_has_the_tokens_that_rows_name() -> None:
 
 def test_targets_are_of_the_gateway_and_each_peer() -> None:
     """Round by round; what was not measured is no promise kept."""
-    ask = Ask("Q", 100)
+    ask = Ask("D", 100)
     rounds = Rounds(
         {}, rows={ask.words: [{GATEWAY: 1.0, FASTEMBED: 1.4, INFINITY: 3.0}, {GATEWAY: 9.0, FASTEMBED: 13}]}
     )

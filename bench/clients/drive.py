@@ -283,8 +283,8 @@ def litellm_rerank(provider: str) -> Callable[[At], Any]:
     Without `top_n` what it sends to Voyage tells nobody that it reads `data`; and of Infinity, which answers at vLLM's
     path, it reads documents in another form than of vLLM.
     """
-    others: dict[str, dict[str, Any]] = {"voyage": {"top_n": 100}, "infinity": {"return_documents": False}}
-    more = others.get(provider, {})
+    own: dict[str, dict[str, Any]] = {"voyage": {"top_n": 100}, "infinity": {"return_documents": False}}
+    more = own.get(provider, {})
 
     def ask(at: At) -> Any:
         import litellm

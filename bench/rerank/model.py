@@ -5,6 +5,7 @@ What it costs does not depend on what its head says, and its scores are the same
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -71,7 +72,7 @@ digest = "{digest(folder)}"
 """
 
 
-def _edited(model: Path, folder: Path, name: str, changes: dict[str, object]) -> None:
+def _edited(model: Path, folder: Path, name: str, changes: Mapping[str, object]) -> None:
     fields = msgspec.json.decode((model / name).read_bytes())
     (folder / name).write_bytes(msgspec.json.encode(fields | changes))
 
