@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedmesh.process import is_profiled, python_in_words
+from tests.data import CHECKOUT, THOROUGH
 
 SCRIPT = Path(__file__).parents[1] / "requirements" / "python.sh"
 
