@@ -1,6 +1,7 @@
 """For every test: no setting of the person who runs them leaks in."""
 
 import ast
+import faulthandler
 import functools
 import gc
 import os
@@ -9,11 +10,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 if TYPE_CHECKING:
     from bench.rig.object_storage import S3Server
     from bench.rig.postgres import PostgresServer
 
+TO_FAIL_S = 30.0  # as pyproject.toml has it: `faulthandler_timeout` over `timeout`
 KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not how we behave
 
 for name in [name for name in os.environ if name.startswith("EMBEDMESH_") and name not in KEPT]:
@@ -59,6 +62,15 @@ def _context_once(*given: Any, **named: Any) -> ssl.SSLContext:
 
 
 ssl.create_default_context = _context_once
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test with a longer time of its own has it, too, where a test that cannot be failed ends its process."""
+    own = item.get_closest_marker("timeout")
+    if own is not None and own.args:
+        tells = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(own.args[0] + TO_FAIL_S, exit=True, file=tells)
 
 
 @pytest.hookimpl(trylast=True)

@@ -26,7 +26,7 @@ def test_the_model_has_cross_encoders_scores(tmp_path: Path) -> None:
     folder = make_cross_encoder(model_folder(), tmp_path / "reranker")
     described = read_folder(folder)
     tokenizer = ModelTokenizer(folder, described.max_tokens)
-    pairs = [tokenizer.with_specials(ids) for ids in pairs_of(tokenizer, QUESTION, tokenizer.ids(DOCUMENTS))]
+    pairs = pairs_of(tokenizer, QUESTION, DOCUMENTS)
     assert sum(map(len, pairs)) == pair_tokens()
     found = make_model(described, 1, "exact").run(pairs, len(pairs), 64)
     assert np.abs(np.array(found)[:, 0] - LOGITS).max() <= 1e-5
@@ -38,7 +38,7 @@ def test_the_query_has_the_tokens_that_rows_name() -> None:
 
 def test_targets_are_of_the_gateway_and_each_peer() -> None:
     """Round by round; what was not measured is no promise kept."""
-    ask = Ask("Q", 100)
+    ask = Ask("D", 100)
     rounds = Rounds(
         {}, rows={ask.words: [{GATEWAY: 1.0, FASTEMBED: 1.4, INFINITY: 3.0}, {GATEWAY: 9.0, FASTEMBED: 13}]}
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedmesh.process import is_profiled, python_in_words
+from tests.data import CHECKOUT, THOROUGH
 
 SCRIPT = Path(__file__).parents[1] / "requirements" / "python.sh"
 
@@ -68,3 +69,17 @@ def test_a_build_tells_whether_it_had_a_profile(build: dict[str, object], profil
 
 def test_the_python_that_runs_is_named_in_full() -> None:
     assert python_in_words().startswith(f"Python {platform.python_version()} with")
+
+
+@pytest.mark.skipif(not THOROUGH, reason="two workers that wait for a test to be ended: `make thorough`")
+def test_a_test_that_cannot_be_failed_is_named_and_the_run_ends(tmp_path: Path) -> None:
+    """Its worker is ended, and is not replaced: the next one would run the same test, and the next."""
+    hangs = "import signal, time\ndef test_it():\n    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})\n"
+    (tmp_path / "test_hangs.py").write_text(f"{hangs}    time.sleep(1_000)\n")
+    (tmp_path / "test_other.py").write_text("def test_other():\n    pass\n")
+    given = ["-n", "2", "--dist", "loadfile", "-c", CHECKOUT / "pyproject.toml", "--rootdir", tmp_path, tmp_path]
+    given += ["-o", "timeout=1", "-o", "faulthandler_timeout=3", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    command = [sys.executable, "-m", "pytest", *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "crashed while running" in done.stdout, done.stdout[-2_000:]
+    assert "test_hangs.py::test_it" in done.stdout

@@ -89,7 +89,7 @@ def both_models() -> str:
     folder = model_folder()
     entries = BUILT_IN.read_text().replace(f'folder = "{folder.name}"', f'folder = "{folder}"')
     entries = entries.replace(f'aliases = ["{MODEL}"]', f'aliases = ["{MODEL}", "{COHERES}"]')
-    return f"{entries}\n{catalogue_of(cross_encoder(folder), 'sigmoid')}"
+    return f"{entries}\n{catalogue_of(cross_encoder(folder))}"
 
 
 def job_of(live: Live) -> dict[str, Any]:

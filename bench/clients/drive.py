@@ -278,12 +278,18 @@ def voyage_rerank_async(at: At) -> Any:
 
 
 def litellm_rerank(provider: str) -> Callable[[At], Any]:
-    """By litellm's name of a provider."""
+    """By litellm's name of a provider.
+
+    Without `top_n` what it sends to Voyage tells nobody that it reads `data`; and of Infinity, which answers at vLLM's
+    path, it reads documents in another form than of vLLM.
+    """
+    own: dict[str, dict[str, Any]] = {"voyage": {"top_n": 100}, "infinity": {"return_documents": False}}
+    more = own.get(provider, {})
 
     def ask(at: At) -> Any:
         import litellm
 
-        asked = at.pairs | {"model": f"{provider}/{at.reranker}"}
+        asked = at.pairs | more | {"model": f"{provider}/{at.reranker}"}
         reply = litellm.rerank(**asked, api_base=at.base, api_key=at.key)
         return scores((each["index"], each["relevance_score"]) for each in reply.results)
 
@@ -358,7 +364,7 @@ def infinity_client_rerank(at: At) -> Any:
     from infinity_client.models import RerankInput
 
     client = AuthenticatedClient(base_url=at.base, token=at.key)
-    reply = rerank.sync(client=client, body=RerankInput.from_dict(at.pairs))
+    reply = rerank.sync(client=client, body=RerankInput(**at.pairs))
     return scores((each.index, each.relevance_score) for each in reply.results)
 
 

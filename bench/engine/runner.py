@@ -127,10 +127,10 @@ def embedmesh(tier: Any, pairs: bool = False) -> Load:
         model = make_model(described, threads, tier)
 
         def embed(texts: Sequence[str]) -> Any:
-            plain = tokenizer.ids(texts)
             if pairs:
-                plain = pairs_of(tokenizer, QUERY, plain)
-            sequences = [tokenizer.with_specials(ids) for ids in plain]
+                sequences = pairs_of(tokenizer, QUERY, texts)
+            else:
+                sequences = [tokenizer.with_specials(ids) for ids in tokenizer.ids(texts)]
             waiting = CallRows([len(sequence) for sequence in sequences])
             vectors = np.empty((len(texts), described.width), np.float32)
             while plan := next_batch([waiting], last_was_bulk=False):
@@ -144,19 +144,16 @@ def embedmesh(tier: Any, pairs: bool = False) -> Load:
     return load
 
 
-def pairs_of(tokenizer: Any, text: str, documents: Sequence[Any]) -> list[Any]:
-    """The ids of a query and of each document, cut to what the model takes, as a node hands them to its model."""
-    from embedmesh.rules.embeddings import ENDS_FIRST, numbers_of
+def pairs_of(tokenizer: Any, query: str, documents: Sequence[str]) -> list[list[int]]:
+    """What the model gets for a query and each document, cut to what it takes: as gateway and node do it together."""
+    from embedmesh.rules.embeddings import numbers_of
     from embedmesh.rules.reranking import fit_pair
 
-    (query,) = tokenizer.ids([text])
+    first, *seconds = tokenizer.ids([query, *documents])
     room = tokenizer.max_tokens - tokenizer.specials - len(tokenizer.between)
-    pairs = []
-    for document in documents:
-        first, second = fit_pair(len(query), len(document), room)
-        ids = numbers_of(tokenizer.pair(query[:first], document[:second]))
-        pairs.append([~(each - ENDS_FIRST) if each >= ENDS_FIRST else each for each in ids])
-    return pairs
+    fits = [fit_pair(len(first), len(second), room) for second in seconds]
+    cut = [(first[:most], second[:least]) for second, (most, least) in zip(seconds, fits, strict=True)]
+    return [tokenizer.marked(numbers_of(tokenizer.pair(*both))) for both in cut]
 
 
 KINDS: dict[str, Load] = {

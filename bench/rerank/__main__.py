@@ -3,9 +3,9 @@
 One query with 1 to 1,000 documents, short, long and mixed: at our engine in process, at a gateway with a node behind
 it, and at sentence-transformers' CrossEncoder, FastEmbed's TextCrossEncoder and Infinity, on the same weights (the
 default model's, under a head that is made up) and the same threads, in interleaved rounds. Every contender's logits are
-checked first. At last the peak memory of each with 1,000 documents of 499 tokens. The peers are installed under
-`.bench/` at the first run; one that does not install, or whose logits differ, is named and left out. Exit code 1 when a
-target is missed.
+checked first; our tier `fast`, whose logits differ a little, is shown beside them. At last the peak memory of each with
+1,000 documents of 499 tokens. The peers are installed under `.bench/` at the first run; one that does not install, or
+whose logits differ, is named and left out. Exit code 1 when a target is missed.
 """
 
 import contextlib
@@ -14,12 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from bench.engine.__main__ import machine
 from bench.engine.contenders import Broke, Contender
+from bench.engine.figures import FAST
 from bench.engine.measure import REST_S
 from bench.engine.rounds import Rounds
 from bench.rerank import figures as f
@@ -29,7 +31,7 @@ from bench.rig.command import bench, check_names, model_folder, say, track
 from bench.rig.corpus import Name, corpus
 from bench.rig.http import Vectors
 from bench.rig.install import NotInstalled
-from bench.rig.processes import OtherWork, meanwhile
+from bench.rig.processes import OtherWork, family_of, meanwhile, memory_mb_of
 from embedmesh.engine.threads import threads_here
 
 CHECKED = 100  # documents of each kind whose scores are compared
@@ -85,7 +87,7 @@ def _start(
             scores = np.concatenate([contender.vectors(texts[kind][:CHECKED]) for kind in f.KINDS])
             right = scores if right is None else right
             difference[name] = float(np.abs(scores - right).max())
-            if not difference[name] <= SAME:
+            if name != FAST and not difference[name] <= SAME:
                 raise Broke(f"its logits differ by {difference[name]:.3g}")
         except (NotInstalled, Broke) as why:
             if name in OURS:
@@ -120,11 +122,12 @@ def _one_round(
 
 def _peak(contender: Contender, documents: Sequence[str]) -> tuple[float, float]:
     """The most MB that are seen while it reranks, and its seconds."""
-    seen = [contender.memory_mb()[0]]
+    seen = [0.0]
 
     def look(stop: threading.Event) -> None:
         while not stop.wait(LOOK_S):
-            seen.append(contender.memory_mb()[0])
+            with suppress(OSError):  # one of its processes has just ended
+                seen.append(memory_mb_of(family_of(contender.pid))[0])
 
     with meanwhile(look):
         seconds = contender.seconds(documents)

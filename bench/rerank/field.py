@@ -8,17 +8,18 @@ import msgspec
 import numpy as np
 
 from bench.engine.contenders import Contender, Runner, Server
-from bench.engine.figures import EXACT, FASTEMBED, INFINITY, ST
+from bench.engine.figures import EXACT, FAST, FASTEMBED, INFINITY, ST
 from bench.engine.models import as_onnx
 from bench.engine.runner import QUERY
 from bench.rerank.model import RERANKER, catalogue_of
 from bench.rig.http import Address, Reply, Vectors, Wire, http_request
 from bench.rig.install import infinity, install
 from bench.rig.processes import EMBEDMESH, HOST, free_port
+from embedmesh.engine.precision import tiers_here
 from embedmesh.provision.bootstrap import bootstrap
 
 GATEWAY = "exact, gateway over HTTP"
-OURS = (EXACT, GATEWAY)
+OURS = (EXACT, GATEWAY)  # in float32, as the peers
 PEERS = (FASTEMBED, INFINITY)
 ANSWER_S = 900.0  # 1,000 documents of 512 tokens, on cores with other work
 
@@ -66,6 +67,7 @@ class Rerankers:
             ST: lambda: self._runner(ST, install(ST), ST, model),
             EXACT: lambda: self._runner(EXACT, Path(sys.executable), EXACT, model),
             GATEWAY: self._gateway,
+            **({FAST: lambda: self._runner(FAST, Path(sys.executable), FAST, model)} if FAST in tiers_here() else {}),
             FASTEMBED: lambda: self._runner(FASTEMBED, install("fastembed"), "fastembed", as_onnx(model)),
             INFINITY: self._infinity,
         }

@@ -13,7 +13,12 @@ from bench.rig.figures import Spread, Target, missed
 
 OVER_PEERS = 1.5
 DIFFERENCE_MAX = 1e-5  # of a logit of ours to CrossEncoder's
-KINDS: dict[Name, str] = {"Q": "28 tokens", "M": "135 tokens", "X": "mixed, 5 to 256", "P": "499 tokens"}
+KINDS: dict[Name, str] = {
+    "D": "29 tokens",  # on average, as M
+    "M": "135 tokens",
+    "X": "5 to 256 tokens",
+    "P": "499 tokens",  # each: with the query as much as the model takes
+}
 
 
 class Ask(NamedTuple):

@@ -5,6 +5,7 @@ What it costs does not depend on what its head says, and its scores are the same
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -45,7 +46,11 @@ def make_cross_encoder(model: Path, folder: Path) -> Path:
     """Write it, the weights at last; `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(model / "special_tokens_map.json", folder)
-    head = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "score"}, "label2id": {"score": 0}}
+    head: dict[str, object] = {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+    }
     _edited(model, folder, "config.json", head)
     _edited(model, folder, "tokenizer_config.json", {"model_max_length": TOKENS})
     _edited(model, folder, "tokenizer.json", {"truncation": None, "padding": None})
@@ -55,20 +60,19 @@ def make_cross_encoder(model: Path, folder: Path) -> Path:
     return folder
 
 
-def catalogue_of(folder: Path, scores: str = "raw") -> str:
+def catalogue_of(folder: Path) -> str:
     """A catalogue that has this model alone."""
     return f"""[[models]]
 id = "{RERANKER}"
 modalities = ["rerank"]
 folder = "{folder}"
 max_tokens = {TOKENS}
-scores = "{scores}"
 price = {PRICE}
 digest = "{digest(folder)}"
 """
 
 
-def _edited(model: Path, folder: Path, name: str, changes: dict[str, object]) -> None:
+def _edited(model: Path, folder: Path, name: str, changes: Mapping[str, object]) -> None:
     fields = msgspec.json.decode((model / name).read_bytes())
     (folder / name).write_bytes(msgspec.json.encode(fields | changes))
 

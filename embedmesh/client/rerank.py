@@ -4,6 +4,7 @@ Each pair of query and document is scored by itself, so that scores of several r
 """
 
 import math
+import secrets
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
@@ -31,7 +32,8 @@ class RerankOptions(TypedDict, total=False):
     default as the model's own definition has it. `truncate`: "none" refuses a pair that is longer than the model
     takes; "end", the default, cuts the longer of its texts. `max_tokens_per_doc` cuts documents before that.
     `extra_body`: further members of each request. `batch_size`: documents a request at most. `timeout`: seconds, for
-    each request. `progress` is called with the number of documents that are scored, after each request.
+    each request. `idempotent`: every request has an Idempotency-Key, so that what is sent again is not paid twice,
+    whichever gateway gets it. `progress` is called with the number of documents that are scored, after each request.
     """
 
     top_n: int | None
@@ -42,6 +44,7 @@ class RerankOptions(TypedDict, total=False):
     extra_body: Mapping[str, Any] | None
     batch_size: int | None
     timeout: float | None
+    idempotent: bool
     progress: Callable[[int], object] | None
 
 
@@ -68,6 +71,7 @@ class WantedRerank(NamedTuple):
     documents: list[bytes]
     top_n: int | None
     parts: list[range]
+    idempotent: bool
     progress: Callable[[int], object]
 
 
@@ -100,7 +104,8 @@ def want_rerank(query: str, documents: Iterable[str], model: str, options: Reran
     sizes = [len(each) + query_bytes + 1 for each in encoded]
     documents_max = min(_whole("batch_size", options) or PART_DOCUMENTS_MAX, PART_DOCUMENTS_MAX)
     parts = _cut(sizes, REQUEST_BODY_BYTES_MAX - head_bytes, documents_max)
-    return WantedRerank(members, encoded, top_n, parts, options.get("progress") or (lambda done: None))
+    progress = options.get("progress") or (lambda done: None)
+    return WantedRerank(members, encoded, top_n, parts, options.get("idempotent", False), progress)
 
 
 def rerank_requests(
@@ -142,7 +147,8 @@ def _scores(wanted: WantedRerank, part: range, patience: Patience) -> Steps[Rera
     top_n = len(part) if wanted.top_n is None else min(wanted.top_n, len(part))
     documents = [msgspec.Raw(each) for each in wanted.documents[part.start : part.stop]]
     body = _json(wanted.members | {"top_n": top_n, "documents": documents})
-    answer = yield from _answered(ToSend(RERANK_PATH, body), patience)
+    headers = {"Idempotency-Key": secrets.token_hex(16)} if wanted.idempotent else {}
+    answer = yield from _answered(ToSend(RERANK_PATH, body, headers), patience)
     if answer.status != 200:
         refused = _refused(answer)
         if refused.code == TOO_MANY_TOKENS and len(part) > 1:

@@ -24,11 +24,11 @@ from embedmesh.commands.progress import ProgressBar
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import format_usd
 
-DOCUMENTS_BYTES_MAX = 256 * 1024 * 1024  # of all files, which are in memory until the last request is answered
+DOCUMENTS_BYTES_MAX = 64 * 1024 * 1024  # of all files: they are in memory, thrice, and are some minutes of work
 STEP_DOCUMENTS = 200  # of a request: the bar moves, and two whole searches cost what they cost in a larger one
 RERANK_RETRIES = 8  # of a request that is refused for load: half a minute
 BAR_COLUMNS = 16
-PLACE_CHARS = 24  # of the file and line of a document in a terminal: the end of it
+ROWS_SHOWN_MAX = 200  # in a terminal: some screenfuls
 SHOWN_CHARS = 240  # of a document in a terminal: three lines; --json and pipes have all of it
 EXIT_REFUSED = 1
 
@@ -207,35 +207,32 @@ def _print(ranked: Reranked, documents: Sequence[Document], *, several: bool, as
         return
     console = rich.console.Console()
     if console.is_terminal:
-        console.print(_bars(found, several=several))
+        console.print(_bars(found[:ROWS_SHOWN_MAX], several=several, columns=console.width))
+        if len(found) > ROWS_SHOWN_MAX:
+            click.echo(f"... and {len(found) - ROWS_SHOWN_MAX:,} more: --json has all of them, and a pipe", err=True)
     else:
         for each, at in found:
             where = [f"{at.file}:{at.line}"] if several else []
             click.echo("\t".join([repr(each.score), *where, " ".join(at.text.splitlines())]))
     cost = "" if ranked.cost_nanousd is None else f", {format_usd(ranked.cost_nanousd)}"
-    paid = f"{ranked.tokens:,} tokens" if ranked.searches is None else f"{ranked.searches:,} searches"
+    searches = "1 search" if ranked.searches == 1 else f"{ranked.searches:,} searches" if ranked.searches else ""
+    paid = searches or f"{ranked.tokens:,} tokens"
     cut = f"; {ranked.truncated:,} were longer than the model takes, and were cut" if ranked.truncated else ""
     click.echo(f"{len(documents):,} documents, {paid}{cost}{cut}", err=True)
 
 
-def _bars(found: Sequence[tuple[Ranked, Document]], *, several: bool) -> rich.table.Table:
-    """Each document's score, a bar, and its beginning. Logits are drawn by their logistic function."""
+def _bars(found: Sequence[tuple[Ranked, Document]], *, several: bool, columns: int) -> rich.table.Table:
+    """Each document's score, a bar, where it stands and its beginning. Logits are drawn by their logistic function."""
     logits = any(not 0 <= each.score <= 1 for each, _ in found)
     grid = rich.table.Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(justify="right")
-    grid.add_column(width=BAR_COLUMNS)
-    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(width=min(BAR_COLUMNS, columns // 6))
     grid.add_column(ratio=1)
     for each, at in found:
         part = 1 / (1 + math.exp(-max(each.score, -700.0))) if logits else each.score
-        where = f"{at.file}:{at.line}" if several else str(at.line)
-        where = where if len(where) <= PLACE_CHARS else "…" + where[1 - PLACE_CHARS :]
+        where = f"{at.file}:{at.line}  " if several else f"{at.line}  "
         shown = at.text if len(at.text) <= SHOWN_CHARS else at.text[:SHOWN_CHARS] + "…"
         text = "".join(char if char.isprintable() else " " for char in shown)  # a terminal might obey the others
-        grid.add_row(
-            f"{each.score:.4f}",
-            rich.bar.Bar(1.0, 0.0, part, color="green"),
-            rich.text.Text(where),
-            rich.text.Text(text),
-        )
+        bar = rich.bar.Bar(1.0, 0.0, part, color="green")
+        grid.add_row(f"{each.score:.4f}", bar, rich.text.Text.assemble((where, "dim"), text))
     return grid

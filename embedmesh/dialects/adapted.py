@@ -34,7 +34,8 @@ PATH = re.compile(r" - at `\$\.?(.*)`$")
 FIELD = re.compile(r"field `([^`]*)`")
 SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
 
-OUR_ADVICE = ', or send "truncate"'  # and what follows: other APIs write it in other ways
+OUR_ADVICE = re.compile(', or (?:send "truncate"|ask for "encoding_format").*')  # other APIs write it in other ways
+OWN_WORDS = "own_words"  # of a failure: it names members of the form already, and some may be called as ours are
 AnyFailure = TypeVar("AnyFailure", bound=Failure)
 
 Write = Callable[[Any, Matrix, Answer], Any]
@@ -124,7 +125,9 @@ def converted(given: dict[str, Any], form: type[msgspec.Struct]) -> Any:
         return msgspec.convert(given, form)
     except msgspec.ValidationError as error:
         check_depth(given)
-        raise in_words(str(error)) from None
+        failure = in_words(str(error))
+        vars(failure)[OWN_WORDS] = True
+        raise failure from None
 
 
 def sole(
@@ -172,8 +175,9 @@ def in_words(error: str) -> CallerFailure:
 
 def renamed(failure: AnyFailure, names: Mapping[str, str]) -> AnyFailure:
     """The failure in the words of another API: its members instead of ours. Harmless twice."""
-    said, advice, _ = failure.message.partition(OUR_ADVICE)
-    failure.message = f"{said}." if advice else said
+    if OWN_WORDS in vars(failure):
+        return failure
+    failure.message = OUR_ADVICE.sub(".", failure.message)
     for ours, theirs in names.items():
         mentions = re.compile(rf"(?<=`){re.escape(ours)}(?=[`.])")
         failure.message = mentions.sub(theirs, failure.message)

@@ -167,6 +167,10 @@ def _meanings(asked: RerankRequest) -> dict[str, Any]:
     }
 
 
+def _echoes(asked: RerankRequest) -> bool:
+    return bool(asked.return_documents)
+
+
 def _writing(version: Literal["1", "2"], kind: Literal["list", "rerank"]) -> WriteRanked:
     """How a reply is written at the path of that version; `kind` is what clients there want as `object`."""
 
@@ -210,6 +214,6 @@ def rerank_forms(kind_of: Callable[[Failure], str]) -> tuple[RerankForm, RerankF
     envelope = envelope_with(kind_of)
 
     def form(write: WriteRanked) -> RerankForm:
-        return RerankForm(RerankRequest, _meanings, write, envelope, echoes=lambda asked: bool(asked.return_documents))
+        return RerankForm(RerankRequest, _meanings, write, envelope, {"input": "documents"}, _echoes)
 
     return form(_writing("1", "list")), form(_writing("2", "list")), form(_writing("1", "rerank"))

@@ -153,7 +153,7 @@ def _model(name: str | None, catalogue: Catalogue, terms: ParseTerms) -> tuple[s
         raise MissingParameter("You must give the parameter `model`.", param="model")
     model = catalogue.find(name)
     if model is None:
-        raise no_such_model(name, catalogue, terms.serves)
+        raise no_such_model(name, catalogue, lambda model: model.reranks and terms.serves(model))
     if not model.reranks:
         raise unsupported_modality(model)
     return name, model

@@ -97,5 +97,10 @@ def _write_ranked(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCoun
 
 
 RERANK = RerankForm(
-    TeiRerank, _meanings, _write_ranked, envelope, {"documents": "texts"}, echoes=lambda asked: asked.return_text
+    TeiRerank,
+    _meanings,
+    _write_ranked,
+    envelope,
+    {"documents": "texts", "input": "texts"},
+    echoes=lambda asked: asked.return_text,
 )

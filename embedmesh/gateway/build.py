@@ -152,7 +152,7 @@ def build(
     background += [jobs.runner.run(), jobs.files.watch(), *issuer]
     background += [prober.run() for prober in probers]
     if workers is not None:
-        background.append(workers.keep(app.metrics.registry))
+        background.append(app.metrics.keep(workers))
     return Gateway(store, fleet, books, world, app, jobs.files, tracing, jobs.runner, adjustable, background)
 
 

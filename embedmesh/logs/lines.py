@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
@@ -100,6 +101,7 @@ class LineFormat:
         self._pid = os.getpid()
         self.node = ""  # that this process is, once it is known
         self._encode = msgspec.json.Encoder().encode
+        self._encode_lines = msgspec.json.Encoder().encode_lines
         self._stamp = -1, ""
 
     def of_record(self, record: logging.LogRecord) -> bytes:
@@ -132,21 +134,30 @@ class LineFormat:
             text += f" [{' '.join(more)}]"
         return f"{text}\n".encode()
 
-    def of_request(self, record: RequestRecord) -> bytes:
-        """A line of the access log."""
-        request_id = SECRET.sub("(secret)", record.request_id)
-        method, account, node = record.method, record.account, record.node or self.node
+    def of_requests(self, records: Sequence[RequestRecord]) -> bytes:
+        """Lines of the access log."""
+        if self.is_json:
+            return self._encode_lines([self._access_line(record) for record in records])
+        return b"".join(map(self._access_text, records))
+
+    def _access_line(self, record: RequestRecord) -> AccessLine:
+        method, route, status, outcome, account = (
+            record.method, record.route, record.status, record.outcome, record.account,
+        )  # fmt: skip
+        return AccessLine(
+            datetime.fromtimestamp(record.ended_at, UTC), "info", ACCESS_LOGGER,
+            f"{method} {route or NO_ROUTE} {status or NO_STATUS} {outcome}", self._service, self._pid,
+            method, round(record.seconds * 1000, 3), outcome, _shown_id(record.request_id), route, status,
+            record.bytes_in, record.bytes_out, record.node or self.node,
+            account if account.isprintable() else printable(account), record.own_id, record.model,
+            record.tokens, record.nanousd, record.client,
+        )  # fmt: skip
+
+    def _access_text(self, record: RequestRecord) -> bytes:
+        request_id, account, node = _shown_id(record.request_id), record.account, record.node or self.node
         if not account.isprintable():
             account = printable(account)
-        message = f"{method} {record.route or NO_ROUTE} {record.status or NO_STATUS} {record.outcome}"
-        if self.is_json:
-            line = AccessLine(
-                datetime.fromtimestamp(record.ended_at, UTC), "info", ACCESS_LOGGER, message, self._service, self._pid,
-                method, round(record.seconds * 1000, 3), record.outcome, request_id, record.route, record.status,
-                record.bytes_in, record.bytes_out, node, account, record.own_id, record.model,
-                record.tokens, record.nanousd, record.client,
-            )  # fmt: skip
-            return self._encode(line) + b"\n"
+        message = f"{record.method} {record.route or NO_ROUTE} {record.status or NO_STATUS} {record.outcome}"
         named = {
             "in": record.bytes_in, "out": record.bytes_out, "tokens": record.tokens, "nanousd": record.nanousd,
             "model": record.model, "client": record.client, "request_id": request_id, "ledger_id": record.own_id,
@@ -165,6 +176,11 @@ class LineFormat:
             shown = datetime.fromtimestamp(second).strftime("%Y-%m-%d %H:%M:%S")
             stamp = self._stamp = second, shown
         return f"{stamp[1]},{int((at - second) * 1000):03d}"
+
+
+def _shown_id(request_id: str) -> str:
+    """A caller may have chosen it. It has no blank, colon or equals sign, so that only keys of ours may be in it."""
+    return SECRET.sub("(secret)", request_id) if "em" in request_id else request_id
 
 
 def said_by(record: logging.LogRecord) -> str:

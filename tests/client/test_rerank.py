@@ -102,6 +102,15 @@ def test_a_long_query_counts_once_a_document(gateway: ScriptedGateway, rerank: R
     assert [len(received.body["documents"]) for received in gateway.received] == [400, 100]
 
 
+def test_a_key_of_its_own_for_each_request_outlives_tries(gateway: ScriptedGateway, rerank: Rerank) -> None:
+    answers: list[Any] = [Raw(b""), None, None]
+    gateway.script = lambda received: answers.pop(0)
+    rerank("q", DOCUMENTS, batch_size=4, idempotent=True)
+    keys = [received.headers["idempotency-key"] for received in gateway.received]
+    assert keys[0] == keys[1] != keys[2]
+    assert [received.body["documents"] for received in gateway.received][1:] == [DOCUMENTS[:4], DOCUMENTS[4:]]
+
+
 def test_a_request_with_too_many_tokens_is_sent_in_halves(gateway: ScriptedGateway, rerank: Rerank) -> None:
     def script(received: Received) -> Any:
         many = len(received.body["documents"]) > 2

@@ -12,7 +12,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import cohere, google, ollama, tei
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import FORMS
-from embedmesh.rules.errors import ContextLengthExceeded, Failure
+from embedmesh.rules.errors import ContextLengthExceeded, Failure, InvalidValue
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.models import Model
 from embedmesh.rules.served import ORDINARY
@@ -61,6 +61,9 @@ def test_what_fails_once_a_request_is_parsed_is_told_in_its_own_words() -> None:
     words = '`input.1` has 9 tokens; it takes at most 5. Shorten it, or send "truncate": "end".'
     told = json.loads(tei.EMBED.envelope(ContextLengthExceeded(words, param="input.1")))
     assert told["error"] == "`inputs.1` has 9 tokens; it takes at most 5. Shorten it."
+    words = 'The reply would take up to 9 bytes. Split the inputs, or ask for "encoding_format": "base64".'
+    told = json.loads(cohere.EMBED.envelope(InvalidValue(words, param="input")))
+    assert told == {"message": "The reply would take up to 9 bytes. Split the inputs."}
 
 
 def test_cohere_gives_every_type_that_is_asked_for() -> None:
@@ -119,6 +122,7 @@ REFUSED = [
     (ollama.EMBEDDINGS, {"model": "tiny", "prompt": ""}, "invalid_value", "prompt"),
     (cohere.EMBED, {"model": "tiny"}, "missing_parameter", "texts"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "images": []}, "unknown_parameter", "images"),
+    (cohere.EMBED, {"model": "tiny", "input": ["a"]}, "unknown_parameter", "input"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "input_type": "clustering"}, "invalid_value", "input_type"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "max_tokens": 17}, "invalid_value", "max_tokens"),
     (

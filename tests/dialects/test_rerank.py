@@ -147,7 +147,13 @@ def test_the_largest_reply_is_known_before_it_is_made() -> None:
     """Documents that grow sixfold when they are told, names of any characters: the bound holds, and is no fiction."""
     model = Model(id="scores", folder="x", width=1, max_tokens=16, price=1, modalities=RERANK, aliases=("é" * 200,))
     documents = ["\x01" * (each % 300) for each in range(RERANK_DOCUMENTS_MAX)]
-    asked = {"model": "é" * 200, "query": "q", "documents": documents, "return_documents": True, "top_n": 2_000}
+    asked: dict[str, Any] = {
+        "model": "é" * 200,
+        "query": "q",
+        "documents": documents,
+        "return_documents": True,
+        "top_n": 2_000,
+    }
     call = parsed(V1, Catalogue((model,)), **asked)
     ranked = [Ranked(index, -1.1754944e-38) for index in range(48, RERANK_DOCUMENTS_MAX)]
     size = len(V1.render(call, ranked, RerankCounts(tokens=10**9, searches=None, truncated=0), {}).body)
@@ -188,6 +194,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
         "invalid_value",
         "truncation_direction",
     ),
+    (tei.RERANK, {"query": "q", "documents": ["a"]}, "unknown_parameter", "documents"),
     (tei.RERANK, {"query": "q", "texts": ["a"], "top_k": 1}, "unknown_parameter", "top_k"),
 ]
 
@@ -207,6 +214,12 @@ def test_a_model_that_does_something_else_is_refused_with_the_right_path() -> No
     with pytest.raises(Failure) as failed:
         parsed(tei.RERANK, named="tiny", query="q", texts=["a"])
     assert "POST /v1/embeddings" in failed.value.message
+
+
+def test_an_unknown_name_is_told_the_models_that_rerank() -> None:
+    with pytest.raises(Failure) as failed:
+        parsed(V1, ALL, **ASKED | {"model": "rerank-v3.5"})
+    assert "Served are: scores, far." in failed.value.message
 
 
 def test_each_api_reads_the_failure_where_it_looks_for_it() -> None:

@@ -265,7 +265,7 @@ async def test_health_is_a_right_answer_of_each_model_also_of_those_that_rerank(
     rig.scores["both"] = lambda pairs: [1.0] * (len(pairs) - 1) + [float("nan")]
     await prober.probe()
     assert rig.state("both") is NodeState.UNPROVEN
-    assert str(both.last_failure) == "finite: a vector has a component that is not finite"
+    assert str(both.last_failure) == "finite: a component or a score is not finite"
     rig.scores["both"] = by_pair(honest)
     rig.questions.clear()
     await prober.probe()

@@ -1,5 +1,6 @@
 """A gateway's page of metrics is bounded, whatever is asked of it and whatever nodes come and go."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -147,3 +148,33 @@ async def test_a_new_worker_continues_the_counters_of_nodes_that_are_there(
     text = metrics.text().decode()
     assert 'embedmesh_node_answers_total{node="node_2"} 2.0' in text
     assert "node_1" not in text
+
+
+async def test_a_large_page_stops_no_request(tmp_path: Path) -> None:
+    """Made and written in a thread that lets the event loop go on; who asks meanwhile shares one page."""
+    workers = [WorkerMetrics(tmp_path / f"{number}.json") for number in (1, 2)]
+    ours, other = (Metrics(dict, each) for each in workers)
+    for metrics in (ours, other):
+        for number in range(100):
+            for code in ("ok", "overloaded", "rate_limit_exceeded"):
+                metrics.route("/v1/embeddings").ended(code, f"acme/model-{number}", 0.01, 3, 30)
+    writing = asyncio.create_task(other.keep(workers[1]))
+    steps = 0
+    while not (tmp_path / "2.json").exists():
+        await asyncio.sleep(0)
+        steps += 1
+    assert steps > 20  # 5,700 series: one for every hundred of them, and more
+    writing.cancel()
+    await asyncio.wait([writing])
+    first = asyncio.create_task(ours.page())
+    await asyncio.sleep(0)
+    later = [asyncio.create_task(ours.page()) for _ in range(3)]
+    steps = 0
+    while not first.done():
+        await asyncio.sleep(0)
+        steps += 1
+    assert steps > 100
+    pages = await asyncio.gather(*later)
+    assert pages[0] is pages[1] is pages[2] and pages[0] is not first.result()
+    line = b'embedmesh_requests_total{code="overloaded",model="acme/model-7",route="/v1/embeddings"} 2.0'
+    assert line in first.result() and line in pages[0]

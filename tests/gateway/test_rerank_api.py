@@ -25,6 +25,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.reranking import SEARCH_DOCUMENTS
 from tests.data import quick_or
 from tests.flow.reranking import BY_SEARCHES, BY_TOKENS, FOREIGN, SPECIALS, ranking_world
+from tests.flow.sealed import DictLocks, SealedNode
 from tests.flow.world import GOOD_KEY, MODEL, POOR_KEY, SCOPELESS_KEY, LetterTokenizer, ScriptedWorld
 from tests.gateway.test_openapi import METRICS_KEY, KeyRingWithMetrics
 from tests.http.raw import Raw, request, send, serving
@@ -46,7 +47,14 @@ async def gateway_of(*models: Model) -> AsyncIterator[tuple[int, ScriptedWorld]]
     tokenizers = {model.id: LetterTokenizer() for model in models if not model.foreign}
     keys = KeyRingWithMetrics(world.keys)
     world = msgspec.structs.replace(world, catalogue=Catalogue(models), tokenizers=tokenizers, keys=keys)
-    app = GatewayApp(world, world.fleet.registry, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
+    app = GatewayApp(
+        world,
+        world.fleet.registry,
+        in_flight_max=100,
+        bodies=BodyBudget(10**8),
+        gauges=dict,
+        confidential=(DictLocks(world), SealedNode(world)),
+    )
     async with serving(app.server) as port:
         yield port, world
     assert app.metrics.internal_errors._value.get() == 0
@@ -151,6 +159,7 @@ EMBEDDERS_PATHS: list[tuple[str, Json]] = [
     ("/v2/embed", {"model": BY_TOKENS.id, "texts": ["a"]}),
     ("/tei/acme/reranker/embed", {"inputs": "a"}),
     ("/v1beta/models/acme/reranker:embedContent", {"content": {"parts": [{"text": "a"}]}}),
+    ("/v1/nodes/lock", {"model": BY_TOKENS.id}),
 ]
 
 

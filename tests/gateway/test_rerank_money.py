@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.commands.explain import _what_for
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
@@ -109,6 +110,7 @@ async def test_searches_are_told_in_usage_statement_and_ledger(gw: Gateway, call
         ("searches", 2, 700 * 10**6),
         ("input", TOKENS, 0),
     ]
+    assert _what_for(bought).startswith(f"for 2 searches at $0.0000007, {TOKENS} input tokens at $0.00 a million of ")
     assert gw.books.check().broken == []
 
 

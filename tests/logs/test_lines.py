@@ -85,7 +85,7 @@ def test_what_looks_like_a_secret_is_not_written(form: LogFormat, secret: str) -
     said = line(form, "embedmesh.x", "got %s, you see", secret, request_id=secret)
     assert secret not in said and "hidden" not in said and "0123456789" not in said and "abcdefgh" not in said
     assert "(secret)" in said and "you see" in said
-    access = LineFormat(form, "t").of_request(RequestRecord(SECRETS[0], method="GET")).decode()
+    access = LineFormat(form, "t").of_requests([RequestRecord(SECRETS[0], method="GET")]).decode()
     assert SECRETS[0] not in access
 
 

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from embedmesh.logs.lines import LineFormat
+from embedmesh.logs.lines import LOG_LINE_BYTES_MAX, LineFormat
 from embedmesh.logs.writer import (
+    FILE_BYTES_AT_ONCE,
     LINES_OF_TEMPLATE_MAX,
     QUEUED_LINES_MAX,
     QUEUED_REQUESTS_MAX,
@@ -112,6 +114,38 @@ def test_a_descriptor_that_does_not_block_gets_all_lines(pipe: Pipe) -> None:
         writer.put_request(request(number))
     said = read_until(reading, lambda said: b"req_499]" in said)
     assert said.count(b"\n") == 500 and writer.dropped == 0
+
+
+@pytest.mark.parametrize(("to_file", "most"), [(False, LOG_LINE_BYTES_MAX), (True, FILE_BYTES_AT_ONCE)])
+def test_writes_are_whole_lines_and_no_larger_than_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_file: bool, most: int
+) -> None:
+    """To a pipe what nobody else's write can break; to a file more; a line that is longer alone."""
+    written: list[bytes] = []
+    write = os.write
+
+    def noted(fd: int, data: bytes) -> int:
+        written.append(bytes(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", noted)
+    reading, writing = os.pipe()
+    if to_file:
+        os.close(writing)
+        writing = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer = LogWriter(LineFormat("json", "t"), writing)
+    long = b"x" * 5_000 + b"\n"
+    writer.put_line(b"first\n")
+    writer.put_line(long)
+    for number in range(40):
+        writer.put_request(request(number))
+    writer.flush(WAIT_S)
+    writer.stop()
+    os.close(reading)
+    os.close(writing)
+    assert b"".join(written).count(b"\n") == 42 and writer.dropped == 0
+    assert all(each.endswith(b"\n") and (len(each) <= most or each == long) for each in written)
+    assert len(written) <= (3 if to_file else 8)
 
 
 def test_of_one_template_only_so_many_a_while(pipe: Pipe) -> None:

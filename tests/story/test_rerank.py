@@ -1,7 +1,10 @@
 """Rerank as people use it: the command, our clients, and the requests of applications, before a real gateway."""
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -73,6 +76,30 @@ def test_lines_are_printed_best_first(ranks: Endpoint, file: Path) -> None:
     both = run("rerank", QUERY, file, file, "--top-n", 2, *data).stdout.decode().splitlines()
     place = 1 + LINES.index(DOCUMENTS[best[0][0]])
     assert both == [f"{best[0][1]!r}\t{file}:{place}\t{DOCUMENTS[best[0][0]]}"] * 2
+
+
+def test_in_a_terminal_each_line_has_a_bar(ranks: Endpoint, tmp_path: Path) -> None:
+    """Nothing of a text is obeyed there, and of very many lines the first are enough."""
+    file = tmp_path / "hostile.txt"
+    file.write_text("\n".join(f"\x1b[2J[bold]{line}" for line in MANY[:301]))
+    terminal, end = pty.openpty()
+    command = [*COMMAND, "rerank", QUERY, str(file), "--model", "bge", "--data-dir", str(ranks.data_dir)]
+    running = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=end, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "80"}
+    )
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(terminal, 4_096):
+            shown += piece
+    os.close(terminal)
+    _, complained = running.communicate(timeout=30)
+    assert running.returncode == 0
+    rows = shown.decode().splitlines()
+    assert len(rows) == 200
+    assert all("█" in row and "[2J[bold]passage" in row for row in rows)
+    assert b"\x1b[2J" not in shown
+    assert complained.decode().startswith("... and 101 more")
 
 
 def test_many_lines_are_several_requests_with_one_order(ranks: Endpoint, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.gateway.api.metrics import families
+from embedmesh.gateway.api.worker_metrics import in_turns
 from embedmesh.rules.metrics import MetricReadings, MetricWords
 from embedmesh.rules.nodes import NodeState
 
@@ -48,39 +49,42 @@ COUNTED = {
 
 
 class FleetCollector(Collector):
-    """Reads the registry at each scrape."""
+    """Reads the registry at each scrape, in the thread that makes the page."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
-        nodes = {node.node_id: node for node in self._registry}
-        measured = dict(list(nodes.items())[:NODES_MEASURED_MAX])
-        return families(_readings(measured), FLEET_COUNTERS, FLEET_GAUGES)
+        nodes = {node.node_id: node for node in list(self._registry)[:NODES_MEASURED_MAX]}
+        return families(_readings(nodes), FLEET_COUNTERS, FLEET_GAUGES)
 
 
 def _readings(nodes: dict[str, Node]) -> MetricReadings:
     def sent_away(state: NodeState) -> dict[tuple[str, ...], float]:
         return {
             (name, check.value): count
-            for name, node in nodes.items()
-            for (where, check), count in node.sent_away.items()
+            for name, node in in_turns(nodes.items())
+            for (where, check), count in list(node.sent_away.items())
             if where is state
         }
 
     return {
         "node_state": {
-            (name, state.value): float(node.state is state) for name, node in nodes.items() for state in NodeState
+            (name, state.value): float(node.state is state)
+            for name, node in in_turns(nodes.items())
+            for state in NodeState
         },
-        "node_tokens_outstanding": {(name,): node.load.tokens for name, node in nodes.items()},
+        "node_tokens_outstanding": {(name,): node.load.tokens for name, node in in_turns(nodes.items())},
         "node_tokens_per_second": {
-            (name,): node.load.tokens_per_s for name, node in nodes.items() if node.load.measured
+            (name,): node.load.tokens_per_s for name, node in in_turns(nodes.items()) if node.load.measured
         },
-        **{key: {(name,): node.counts[of] for name, node in nodes.items()} for key, of in COUNTED.items()},
+        **{key: {(name,): node.counts[of] for name, node in in_turns(nodes.items())} for key, of in COUNTED.items()},
         "node_canaries": _by_result(nodes, "canaries_"),
         "node_receipts": _by_result(nodes, "receipts_"),
         "node_failures": {
-            (name, check.value): count for name, node in nodes.items() for check, count in node.failed.items()
+            (name, check.value): count
+            for name, node in in_turns(nodes.items())
+            for check, count in list(node.failed.items())
         },
         "node_ejections": sent_away(NodeState.EJECTED),
         "node_quarantines": sent_away(NodeState.QUARANTINED),
@@ -90,7 +94,7 @@ def _readings(nodes: dict[str, Node]) -> MetricReadings:
 def _by_result(nodes: dict[str, Node], prefix: str) -> dict[tuple[str, ...], float]:
     return {
         (name, key.removeprefix(prefix)): count
-        for name, node in nodes.items()
-        for key, count in node.counts.items()
+        for name, node in in_turns(nodes.items())
+        for key, count in list(node.counts.items())
         if key.startswith(prefix)
     }

@@ -3,18 +3,21 @@
 A new metric is a line in one of the tables, and a value in the readings: of `gateway.build`, or of an API.
 """
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from types import TracebackType
+from typing import NoReturn
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from embedmesh.gateway.api.worker_metrics import Collected, WorkerMetrics
+from embedmesh.gateway.api.worker_metrics import Collected, InTurns, WorkerMetrics, in_turns
 from embedmesh.http.failures import TABLE
 from embedmesh.rules.errors import Failure, InternalError
 from embedmesh.rules.metrics import MetricReadings, MetricWords, words_and_labels
@@ -108,10 +111,15 @@ GATEWAY_GAUGES: dict[str, MetricWords] = {
 }
 
 
+WRITE_EVERY_S = 2.0  # another worker's numbers may be that old
+WRITE_SHARE = 0.02  # of the time, at most, in which they are written: with many series they are older
+
+
 class Metrics:
     """One registry for each process. `readings` gives values of the tables' metrics at each scrape.
 
-    Counts of every request are plain numbers: the library's own counters cost four times as much.
+    Counts of every request are plain numbers: the library's own counters cost four times as much. Pages are made in a
+    thread, one at a time, which reads what the event loop counts meanwhile: series of one page may be a request apart.
     """
 
     def __init__(self, readings: Callable[[], MetricReadings], workers: WorkerMetrics | None = None) -> None:
@@ -119,13 +127,18 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # or each counter and histogram has a gauge beside it
         self.registry = CollectorRegistry()
         self._workers = workers
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
+        self._next_page: asyncio.Future[bytes] | None = None  # of all who ask until it is begun
+        self._making = asyncio.Lock()
+        self._read = readings
+        self._readings: MetricReadings = {}  # taken on the event loop
         self._routes: defaultdict[str, RouteCounts] = defaultdict(RouteCounts)
         self.registry.register(Collected(self._collect))
         self.internal_errors = prometheus_client.Counter(
             "embedmesh_internal_errors", INTERNAL_ERRORS, registry=self.registry
         )
         self.admin_refused = prometheus_client.Counter("embedmesh_admin_refused", ADMIN_REFUSED, registry=self.registry)
-        self.registry.register(Collected(lambda: families(readings(), GATEWAY_COUNTERS, GATEWAY_GAUGES)))
+        self.registry.register(Collected(lambda: families(self._readings, GATEWAY_COUNTERS, GATEWAY_GAUGES)))
         ProcessCollector(registry=self.registry)
 
     def route(self, path: str) -> "RouteCounts":
@@ -140,17 +153,42 @@ class Metrics:
                 found[code] += sum(times.counts)
         return found
 
+    async def page(self) -> bytes:
+        """As `text`; the event loop waits for a few series at most. All who ask meanwhile share the next page."""
+        if self._next_page is None:
+            self._next_page = asyncio.ensure_future(self._made_page())
+        return await asyncio.shield(self._next_page)
+
+    async def _made_page(self) -> bytes:
+        async with self._making:
+            self._next_page = None
+            self._readings = self._read()
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._text)
+
+    async def keep(self, workers: WorkerMetrics) -> NoReturn:
+        """Keep this worker's file up to date; cancel it."""
+        while True:
+            async with self._making:
+                self._readings, began = self._read(), time.monotonic()
+                await asyncio.get_running_loop().run_in_executor(self._thread, workers.write, self.registry)
+            await asyncio.sleep(max(WRITE_EVERY_S, (time.monotonic() - began) / WRITE_SHARE))
+
     def text(self) -> bytes:
         """All metrics in the exposition format."""
-        return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
+        self._readings = self._read()
+        return self._text()
+
+    def _text(self) -> bytes:
+        found = self.registry if self._workers is None else self._workers.summed(self.registry)
+        return generate_latest(Collected(lambda: _interruptible(found.collect())))
 
     def _collect(self) -> Iterator[Metric]:
         requests: dict[tuple[str, ...], float] = {}
         tokens: Counter[tuple[str, ...]] = Counter()
         nanousd: Counter[tuple[str, ...]] = Counter()
         outcomes: defaultdict[tuple[str, ...], _Times] = defaultdict(_Times)
-        for route, counts in self._routes.items():
-            for (code, model), times in counts.times.items():
+        for route, counts in list(self._routes.items()):
+            for (code, model), times in in_turns(list(counts.times.items())):
                 requests[route, model, code] = sum(times.counts)
                 if times.nanousd or times.tokens:
                     tokens[model,] += times.tokens
@@ -163,7 +201,7 @@ class Metrics:
         for name, said in GATEWAY_HISTOGRAMS.items():
             words, names = words_and_labels(said)
             family = HistogramMetricFamily(f"embedmesh_{name}", words, labels=names)
-            for labels, times in outcomes.items():
+            for labels, times in in_turns(outcomes.items(), len(bounds)):
                 family.add_metric(labels, list(zip(bounds, accumulate(times.counts), strict=True)), times.seconds)
             yield family
 
@@ -226,9 +264,15 @@ def families(
             family = CounterMetricFamily(f"embedmesh_{name}", words, labels=labels)
         else:
             family = GaugeMetricFamily(f"embedmesh_{name}", words, labels=labels)
-        for values, each in value.items() if isinstance(value, Mapping) else [((), value)]:
+        for values, each in in_turns(value.items()) if isinstance(value, Mapping) else [((), value)]:
             family.add_metric(values, each)
         yield family
+
+
+def _interruptible(metrics: Iterable[Metric]) -> Iterator[Metric]:
+    for metric in metrics:
+        metric.samples = InTurns(metric.samples)
+        yield metric
 
 
 class _Times:

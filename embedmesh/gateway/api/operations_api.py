@@ -70,7 +70,7 @@ class OperationsApi(Api):
 
         Counters and gauges in Prometheus' text format. Needs the admin key or a key with the scope `metrics`.
         """
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await self._metrics.page(), headers={"Content-Type": CONTENT_TYPE})
 
     ROUTES = (
         Route("GET", "/health", NO_KEY, get_health),

@@ -20,14 +20,14 @@ import numpy as np
 from embedmesh.gateway.nodes.foreign_replies import check_once_each, read_reply, whole
 from embedmesh.gateway.nodes.foreign_rerank import UpstreamRerank
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
-from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeRefused, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue
-from embedmesh.upstream.generating import UpstreamGeneration
+from embedmesh.upstream.generating import UpstreamGeneration, in_our_words
 from embedmesh.upstream.http1_reader import Http1Reply
 from embedmesh.upstream.http1_stream import BodyStream
 from embedmesh.upstream.refusals import SUCCESS, WRONG_REQUEST
@@ -85,12 +85,16 @@ class UpstreamLink:
         self._rerank = UpstreamRerank(self._server, url.path)
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        assert counted.texts is not None  # the scheduler gives us no other work
         offer = self._offers.get(model.id)
         if offer is None:
             raise NodeBroke("the server does not run this model")
-        if model.reranks:
-            return await self._rerank.score(part, model, counted, offer)
+        try:
+            return await (self._rerank.score if model.reranks else self._embed)(part, model, counted, offer)
+        except UpstreamRefused as refused:
+            raise in_our_words(refused, offer, model) from None
+
+    async def _embed(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
+        assert counted.texts is not None  # the scheduler gives us no other work
         texts = [offer.prefix + counted.texts[row] for row in part.rows]
         limit = len(texts) * (model.width * JSON_BYTES_PER_COMPONENT + JSON_BYTES_PER_VECTOR) + JSON_BYTES_PER_REPLY
         body = {"model": offer.name or offer.id, "input": texts}
