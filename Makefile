@@ -13,7 +13,7 @@ TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := clients conformance ships streams reload spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client bench-engines
 VIRTUAL := lives sim mutate bench-generation  # these need no model
-BY_HAND := docs batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
+BY_HAND := docs batches confidential crash locks scale guard bench-store bench-fleet bench-rerank bench-two-models platforms
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
@@ -63,7 +63,7 @@ check: $(VENV)/.dev
 #: conformance, clients, sim   wrong nodes behind gateways; other SDKs; our scheduler beside routers
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
-#: bench-engine, bench-quality, bench-engines   the engine beside its peers; STS-B; Daft and Ray
+#: bench-engine, bench-rerank, bench-quality, bench-engines   the engine beside peers; STS-B; Daft, Ray
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
 #: bench-cached, bench-store, bench-confidential, bench-client   known texts; holds; sealed; clients
@@ -106,6 +106,10 @@ guard: $(VENV)/.setup $(VENV)/.dev
 bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
+
+bench-rerank: $(VENV)/.setup $(VENV)/.dev
+	$(BIN)/python -m bench.rerank $(ARGS)
+	$(BIN)/python -m bench.rerank.spread
 
 #: docs, ships, platforms, lock, wheel, clean   the site (ARGS=serve); deploy/; pins; *.lock; tidy up
 

@@ -159,7 +159,8 @@ class Service:
         """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
         # Mistakes in it are named before anything starts.
         catalogue = load_catalogue(self.gateway.catalogue, assets=assets_dir())
-        model = next((model for model in catalogue.written if not model.foreign), None)
+        ours = [model for model in catalogue.written if not model.foreign]
+        model = min(ours, key=lambda each: each.reranks, default=None)  # the first that embeds, if there is one
         key_defaults(self.gateway)  # likewise
         check_certificate(self.gateway)  # likewise
         stopping = stop_event(None)

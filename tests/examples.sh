@@ -100,6 +100,11 @@ ask_own() {
     ADMIN_KEY=$(field admin_key <"$EMBEDMESH_DATA_DIR/bootstrap.json")
 }
 
+# A small reranker in a folder of that name. What it says of documents means nothing.
+small_reranker() {
+    cp -r "$PYTHONPATH/tests/engine/goldens/rerankers/xlm_roberta" "$1"
+}
+
 # A server that chats: it repeats what it was told.
 stand_in_chat() {
     begin_lasting "a server that chats"

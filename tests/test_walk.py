@@ -15,7 +15,7 @@ import asyncio
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.http.exchange import Exchange
 from embedmesh.rules import forwarding, ports, straight
-from embedmesh.rules.embeddings import EmbedIds, unpack_ids
+from embedmesh.rules.embeddings import EmbedIds, EmbedVectors, unpack_ids
 from embedmesh.rules.spending import TabSize
 from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import CATALOGUE, right_reply
@@ -144,13 +144,17 @@ def recorded(*, is_straight: bool) -> Iterator[Walk]:
         sys.setprofile(before)
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def answer(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    reply: Callable[[list[list[int]]], EmbedVectors] = right_reply,
+) -> None:
     """A node, played by hand: it answers one call after another."""
     while head := await read_head(reader):
         length = re.search(rb"content-length: (\d+)", head.lower())
         assert length is not None
         ids = unpack_ids(msgspec.msgpack.decode(await reader.readexactly(int(length[1])), type=EmbedIds))
-        body = msgspec.msgpack.encode(right_reply(ids))
+        body = msgspec.msgpack.encode(reply(ids))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     writer.close()
 

@@ -7,7 +7,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from bench.rig import fleet
 from bench.rig.command import CannotRun, bench, model_folder, track
 from bench.rig.corpus import corpus
 from bench.rig.fleet import Fleet
-from bench.rig.http import MODEL, AsyncClient, Vectors
+from bench.rig.http import MODEL, AsyncClient, Reply, Vectors
 from bench.rig.processes import EMBEDMESH, HOST, Process
 
 INPUTS = 2_048
@@ -28,10 +28,11 @@ JOIN_S = 30.0
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Seconds of one request, by round: with one node, and with both."""
+    """Seconds of one request, by round: with one node, and with both. `shares`: of the tokens, by node."""
 
     one_s: list[float]
     two_s: list[float]
+    shares: list[float]
 
     @property
     def ratio(self) -> float:
@@ -45,13 +46,14 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def pinned_node(nodes: Fleet, core: int) -> AsyncIterator[str]:
+async def pinned_node(nodes: Fleet, core: int, options: Sequence[str] = ()) -> AsyncIterator[str]:
     """A real node on one core, which has joined by dialling out; its id."""
     token = (await nodes.ask("POST", "/v1/admin/invites"))["token"]
     folder = nodes.folder / f"core-{core}"
     command = [*EMBEDMESH, "node", "--gateway", f"http://{HOST}:{nodes.port}", "--join", token, "--threads", "1"]
+    command += ["--data-dir", str(folder), *options]
     before = {one["node_id"] for one in (await nodes.ask("GET", "/v1/admin/nodes"))["data"]}
-    with Process([*command, "--data-dir", str(folder)], folder.with_suffix(".log"), core=core) as process:
+    with Process(command, folder.with_suffix(".log"), core=core) as process:
         begun = time.monotonic()
         while time.monotonic() - begun < JOIN_S:
             found = (await nodes.ask("GET", "/v1/admin/nodes"))["data"]
@@ -62,32 +64,48 @@ async def pinned_node(nodes: Fleet, core: int) -> AsyncIterator[str]:
         raise CannotRun(f"the node did not join: {process.log_tail()}")
 
 
-async def measure(rounds: int = 3) -> Figures:
-    """One request with one node, and with both, in turns."""
-    model_folder()
-    body = msgspec.json.encode({"model": MODEL, "input": corpus("X", INPUTS), "encoding_format": "base64"})
-    figures, first = Figures([], []), None
+async def one_and_two(
+    rounds: int, path: str, body: bytes, numbers: Callable[[Reply], Vectors], options: tuple[str, ...] = ()
+) -> Figures:
+    """One request with one node, and with both, in turns. `numbers` are those of a reply; `options` are everybody's."""
+    one_s: list[float] = []
+    two_s: list[float] = []
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-spread-"))
-        nodes = await stack.enter_async_context(fleet.running(Path(folder)))
-        _, second = [await stack.enter_async_context(pinned_node(nodes, core)) for core in (0, 1)]
+        nodes = await stack.enter_async_context(fleet.running(Path(folder), options))
+        ids = [await stack.enter_async_context(pinned_node(nodes, core, options)) for core in (0, 1)]
         client = AsyncClient(nodes.port, nodes.credentials.api_key)
         stack.callback(client.close)
+        first: Vectors | None = None
+        done = np.zeros(len(ids))
         for number in track(range(-1, rounds), "measuring"):
-            for times, action in ((figures.one_s, "drain"), (figures.two_s, "resume")):
-                await nodes.ask("POST", f"/v1/admin/nodes/{second}/{action}")
-                begun = time.perf_counter()
-                reply = await client.ask("POST", "/v1/embeddings", body)
+            for times, action in ((one_s, "drain"), (two_s, "resume")):
+                await nodes.ask("POST", f"/v1/admin/nodes/{ids[1]}/{action}")
+                before, begun = await _tokens(nodes, ids), time.perf_counter()
+                reply = await client.ask("POST", path, body)
                 took = time.perf_counter() - begun
                 if reply.status != 200:
                     raise CannotRun(f"{reply.status} {reply.body[:300]!r}")
-                vectors: Vectors = reply.vectors()
-                first = vectors if first is None else first
-                if np.abs(vectors - first).max() > SAME:
-                    raise RuntimeError("two nodes give other vectors than one")
+                found = numbers(reply)
+                first = found if first is None else first
+                if np.abs(found - first).max() > SAME:
+                    raise RuntimeError("two nodes give other numbers than one")
                 if number >= 0:  # the first round warms shapes up
                     times.append(took)
-    return figures
+                    done += (await _tokens(nodes, ids) - before) * (action == "resume")
+    return Figures(one_s, two_s, list(done / done.sum()))
+
+
+async def _tokens(nodes: Fleet, ids: Sequence[str]) -> Vectors:
+    """Of all answers of each node so far."""
+    return np.array([(await nodes.ask("GET", f"/v1/admin/nodes/{one}"))["tokens"] for one in ids], np.float32)
+
+
+async def measure(rounds: int = 3) -> Figures:
+    """The whole run."""
+    model_folder()
+    body = msgspec.json.encode({"model": MODEL, "input": corpus("X", INPUTS), "encoding_format": "base64"})
+    return await one_and_two(rounds, "/v1/embeddings", body, Reply.vectors)
 
 
 if __name__ == "__main__":

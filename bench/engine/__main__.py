@@ -51,7 +51,7 @@ def measure(
     """The whole run. Raises Broke when the engine itself, or a contender in the middle of it, does not answer."""
     folder, threads, flags = model_folder(), threads_here(), cpu_flags()
     model = takes_512(folder)
-    made_by = {"CPU": _machine(), "kind of CPU": kind_of(flags), "threads": str(threads), "engine": engine_digest()}
+    made_by = {"CPU": machine(), "kind of CPU": kind_of(flags), "threads": str(threads), "engine": engine_digest()}
     rounds = saved_rounds(ROUNDS_FILE, made_by) if add else Rounds(made_by)
     left_out: dict[str, str] = {}
     with contextlib.ExitStack() as ending:
@@ -86,7 +86,7 @@ def measure(
     ratios = [ratio for name in f.ROWS for ratio in rounds.ratios(name)]
     kind = kind_of(flags)
     figures = f.Figures(
-        machine=_machine(),
+        machine=machine(),
         kind=kind,
         threads=threads,
         tokens={name: sum(counts) for name, counts in job.counts.items()},
@@ -186,7 +186,8 @@ def _run_rounds(
         peaks.measure()
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The CPU and this Python, in words."""
     try:
         lines = CPU_INFO.read_text().splitlines()
     except OSError:

@@ -37,10 +37,11 @@ class Broke(CannotRun):
 class Contender:
     """What can be measured, in a process of its own. All methods may raise Broke.
 
-    `takes_tokens`: what its model takes of a text; longer ones it is not asked for.
+    `takes_tokens`: what its model takes of a text; longer ones it is not asked for. `answer_s`: for one piece of work.
     """
 
     takes_tokens = 512
+    answer_s = ANSWER_S
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class Runner(Contender):
             stdin.flush()
         except OSError:
             self._broke("it has ended")
-        return self._receive(ANSWER_S)
+        return self._receive(self.answer_s)
 
     def _receive(self, within_s: float) -> dict[str, Any]:
         stdout = self._process.popen.stdout
@@ -178,7 +179,7 @@ class Server(Contender):
 
     def singles(self, texts: Sequence[str]) -> list[float]:
         requests = [self.request([text]) for text in texts]
-        with Wire(self.address, ANSWER_S) as wire:
+        with Wire(self.address, self.answer_s) as wire:
             return [self.ask(wire, request)[0] for request in requests]
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -190,7 +191,7 @@ class Server(Contender):
         The connections are new, because some servers close those that were idle for some seconds.
         """
         requests = [self.request(texts[at : at + CALL_TEXTS]) for at in range(0, len(texts), CALL_TEXTS)]
-        wires = [Wire(self.address, ANSWER_S) for _ in range(CALLS_AT_ONCE)]
+        wires = [Wire(self.address, self.answer_s) for _ in range(CALLS_AT_ONCE)]
         try:
             with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
                 free = wires.copy()

@@ -4,6 +4,8 @@ A script and no module, because it runs under the contender's own Python, where 
 JSON line in, one out: `{"texts": [...]}` is answered with `{"seconds": 0.5}`, from texts in hand to vectors in hand;
 `"vectors": true` adds them (base64 of little-endian float32), `"each": true` embeds the texts one by one and answers
 with a list of seconds. The first line out says that a first text was embedded, and with which version.
+
+A KIND that ends in "-pairs" reranks: the vector of a text is one number, the logit of QUERY and that text.
 """
 
 import base64
@@ -23,6 +25,7 @@ Load = Callable[[str, int], Embed]
 """Model folder, threads -> what embeds."""
 
 FIRST = "How long does it take from nothing to a first vector?"
+QUERY = "how do i find out which processes are listening on a port"  # of 12 tokens; a reranker's, with every text
 ONNX_BATCH = 32  # texts, as sentence-transformers takes them
 
 
@@ -34,6 +37,16 @@ def sentence_transformers(folder: str, threads: int) -> Embed:
     torch.set_num_threads(threads)
     model = SentenceTransformer(folder, device="cpu")
     return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+def sentence_transformers_pairs(folder: str, threads: int) -> Embed:
+    """All defaults, but for logits instead of what the model's config makes of them."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(threads)
+    model, plain = CrossEncoder(folder, device="cpu"), torch.nn.Identity()
+    return lambda texts: model.predict([(QUERY, text) for text in texts], activation_fn=plain, show_progress_bar=False)
 
 
 def fastembed(folder: str, threads: int) -> Embed:
@@ -49,6 +62,17 @@ def fastembed(folder: str, threads: int) -> Embed:
     )
     model = TextEmbedding("local/model", specific_model_path=folder, threads=threads)
     return lambda texts: np.array(list(model.embed(texts)))
+
+
+def fastembed_pairs(folder: str, threads: int) -> Embed:
+    """All defaults, on the ONNX form of the same weights."""
+    import numpy as np
+    from fastembed.common.model_description import ModelSource
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+    TextCrossEncoder.add_custom_model("local/model", ModelSource(hf="local/model"), model_file="model.onnx")
+    model = TextCrossEncoder("local/model", specific_model_path=folder, threads=threads)
+    return lambda texts: np.array(list(model.rerank(QUERY, texts)))
 
 
 def onnxruntime(folder: str, threads: int) -> Embed:
@@ -86,7 +110,7 @@ def onnxruntime(folder: str, threads: int) -> Embed:
     return embed
 
 
-def embedmesh(tier: Any) -> Load:
+def embedmesh(tier: Any, pairs: bool = False) -> Load:
     """The engine in this process: tokenizer, planner and the model that runs here, as node and worker use them."""
 
     def load(folder: str, threads: int) -> Embed:
@@ -103,7 +127,10 @@ def embedmesh(tier: Any) -> Load:
         model = make_model(described, threads, tier)
 
         def embed(texts: Sequence[str]) -> Any:
-            sequences = [tokenizer.with_specials(ids) for ids in tokenizer.ids(texts)]
+            if pairs:
+                sequences = pairs_of(tokenizer, QUERY, texts)
+            else:
+                sequences = [tokenizer.with_specials(ids) for ids in tokenizer.ids(texts)]
             waiting = CallRows([len(sequence) for sequence in sequences])
             vectors = np.empty((len(texts), described.width), np.float32)
             while plan := next_batch([waiting], last_was_bulk=False):
@@ -117,12 +144,28 @@ def embedmesh(tier: Any) -> Load:
     return load
 
 
+def pairs_of(tokenizer: Any, query: str, documents: Sequence[str]) -> list[list[int]]:
+    """What the model gets for a query and each document, cut to what it takes: as gateway and node do it together."""
+    from embedmesh.rules.embeddings import numbers_of
+    from embedmesh.rules.reranking import fit_pair
+
+    first, *seconds = tokenizer.ids([query, *documents])
+    room = tokenizer.max_tokens - tokenizer.specials - len(tokenizer.between)
+    fits = [fit_pair(len(first), len(second), room) for second in seconds]
+    cut = [(first[:most], second[:least]) for second, (most, least) in zip(seconds, fits, strict=True)]
+    return [tokenizer.marked(numbers_of(tokenizer.pair(*both))) for both in cut]
+
+
 KINDS: dict[str, Load] = {
     "sentence-transformers": sentence_transformers,
+    "sentence-transformers-pairs": sentence_transformers_pairs,
     "fastembed": fastembed,
+    "fastembed-pairs": fastembed_pairs,
     "onnxruntime": onnxruntime,
     "exact": embedmesh("exact"),
+    "exact-pairs": embedmesh("exact", pairs=True),
     "fast": embedmesh("fast"),
+    "fast-pairs": embedmesh("fast", pairs=True),
     "int8": embedmesh("int8"),
 }
 
@@ -133,7 +176,7 @@ def main(kind: str, folder: str, threads: str) -> None:
     os.dup2(2, 1)  # libraries that print must not break the protocol
     embed = KINDS[kind](folder, int(threads))
     embed([FIRST])
-    print(json.dumps({"version": version(kind)}), file=answers, flush=True)
+    print(json.dumps({"version": version(kind.removesuffix("-pairs"))}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(embed, json.loads(line))), file=answers, flush=True)
 

@@ -1,8 +1,9 @@
 """Texts to measure with, made of what is on every machine: `corpus("M", 64)`. Always the same on the same machine.
 
 Lengths are in tokens of the default model's tokenizer, special tokens included. S and M: like queries, and like
-chunks of documents. Q: like a question, each as long as the next. L: as long as the default model takes; 512: as most
-others of its kind take. X: as a store of short and long records has it, most of them short, some full.
+chunks of documents. Q: like a question, each as long as the next. D: like titles and sentences that are ranked. L: as
+long as the default model takes; 512: as most others of its kind take; P: as long as they take with a query of 12 tokens
+before it. X: as a store of short and long records has it, most of them short, some full.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import find_model_folder
 
-Name = Literal["S", "Q", "M", "L", "512", "X"]
+Name = Literal["S", "Q", "D", "M", "L", "P", "512", "X"]
 
 
 class Lengths(NamedTuple):
@@ -31,8 +32,10 @@ class Lengths(NamedTuple):
 LENGTHS: dict[Name, Lengths] = {
     "S": Lengths(12.5, 0.25, 6, 24),  # mean 13
     "Q": Lengths(28, 0.0, 28, 28),
+    "D": Lengths(28, 0.3, 10, 64),  # mean 29
     "M": Lengths(133, 0.18, 64, 224),  # mean 135
     "L": Lengths(256, 0.0, 256, 256),
+    "P": Lengths(499, 0.0, 499, 499),
     "512": Lengths(512, 0.0, 512, 512),
     "X": Lengths(29.5, 1.12, 5, 256),  # mean 48
 }

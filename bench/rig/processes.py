@@ -83,18 +83,13 @@ class Process:
         return self.log.read_text(errors="replace")[-LOG_SHOWN_CHARS:]
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident, and of that anonymous, of all processes of its session, in MB (1e6 bytes).
-
-        A page that several processes share counts once: each has its part of it (PSS).
-        """
-        resident = anonymous = 0
+        """As `memory_mb_of`, of all processes of its session."""
+        found = []
         for folder in Path("/proc").iterdir():
             with suppress(OSError, ValueError):  # no process, or it has just ended
                 if os.getsid(int(folder.name)) == self.pid:
-                    lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
-                    kb = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-                    resident, anonymous = resident + kb["Pss"], anonymous + kb["Pss_Anon"]
-        return resident * 1.024e-3, anonymous * 1.024e-3
+                    found.append(int(folder.name))
+        return memory_mb_of(found)
 
     def kill(self) -> None:
         """kill -9, with all that is in its session."""
@@ -227,6 +222,20 @@ def _machine_cpu_s() -> float:
     """Processor seconds since the machine started that were not idle: user, nice, system, irq, softirq, steal."""
     ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / TICKS
+
+
+def memory_mb_of(pids: Iterable[int]) -> tuple[float, float]:
+    """Resident, and of that anonymous, of processes together, in MB (1e6 bytes).
+
+    A page that several processes share counts once: each has its part of it (PSS). One that has ended has none.
+    """
+    resident = anonymous = 0
+    for pid in pids:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+            kb = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+            resident, anonymous = resident + kb["Pss"], anonymous + kb["Pss_Anon"]
+    return resident * 1.024e-3, anonymous * 1.024e-3
 
 
 def rss_mb(pids: Iterable[int]) -> float:

@@ -23,8 +23,10 @@ from bench.rig.install import HOME, NotInstalled, healthy
 from bench.rig.live import Live, serving
 from bench.rig.processes import HOST, Process, free_port, meanwhile
 from bench.upstreams.gguf import convert
+from bench.upstreams.rerank import catalogue_of, model_for, rerank_checks
 
-NAMES = ("infinity", "llamacpp")
+RERANKS = "-reranks"
+NAMES = ("infinity", "llamacpp", f"infinity{RERANKS}", f"llamacpp{RERANKS}")
 BATCH = 16
 TEXTS = 60
 CALLERS = 4
@@ -56,16 +58,18 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def running(name: str, model: Path, folder: Path) -> Iterator[tuple[Process, int]]:
+def running(name: str, model: Path, folder: Path, *, reranks: bool = False) -> Iterator[tuple[Process, int]]:
     """`infinity` or `llamacpp`, with one thread and a key, on a model folder; and its port. Raises NotInstalled."""
     port = free_port()
     if name == "infinity":
-        command = install.infinity(model, "theirs", port, "--url-prefix", "/v1")
+        more = () if reranks else ("--url-prefix", "/v1")  # its form of rerank is found wherever it is
+        command = install.infinity(model, "theirs", port, *more)
     else:
-        python, gguf = install.install("xllamacpp"), HOME / f"{model.name}.gguf"
+        python, gguf = install.install("xllamacpp"), (folder if reranks else HOME) / f"{model.name}.gguf"
         if not gguf.exists():
             convert(model, gguf)
         command = [str(python), str(Path(__file__).with_name("llamacpp.py")), str(gguf), str(port), KEY]
+        command += ["reranks"] if reranks else []
     process = Process(command, folder / f"{name}.log", environment=ENVIRONMENT, stop_s=STOP_S)
     with healthy(process, port, START_S):
         yield process, port
@@ -139,6 +143,14 @@ def requests_lost(live: Live, process: Process, texts: Sequence[str]) -> int:
     return len(failed)
 
 
+def _rerank(name: str, folder: Path) -> list[Check]:
+    model, key_file = model_for(name, folder), folder / "key"
+    key_file.write_text(KEY)
+    options = ("--catalogue", str(catalogue_of(model, folder)))
+    with running(name, model, folder, reranks=True) as (_, port), serving(options) as live:
+        return [Check(*found) for found in rerank_checks(live, name, port, model, key_file)]
+
+
 def measure(only: Sequence[str] = NAMES) -> Figures:
     """All servers, one after the other."""
     check_names(only, NAMES)
@@ -147,6 +159,9 @@ def measure(only: Sequence[str] = NAMES) -> Figures:
         say(f"{name}: installing (once) and starting")
         with tempfile.TemporaryDirectory(prefix="embedmesh-upstreams-") as folder:
             try:
+                if name.endswith(RERANKS):
+                    found[name] = _rerank(name.removesuffix(RERANKS), Path(folder))
+                    continue
                 with running(name, model, Path(folder)) as (process, port), serving() as live:
                     found[name] = list(checks(live, name, process, port, Path(folder)))
             except NotInstalled as why:

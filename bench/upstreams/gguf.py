@@ -1,4 +1,4 @@
-"""A float32 GGUF of a BERT sentence-embedding folder, for llama.cpp. `python -m bench.upstreams.gguf FOLDER OUT.gguf`.
+"""A float32 GGUF, for llama.cpp, of a BERT folder that embeds or reranks: `python -m bench.upstreams.gguf FOLDER OUT`.
 
 Keys and tensors are those that llama.cpp's own converter writes.
 """
@@ -29,9 +29,15 @@ LAYER = {
     "output.LayerNorm": "layer_output_norm",
 }
 
+HEAD = {"bert.pooler.dense": "cls", "classifier": "cls.output"}  # of a folder that reranks
+MEAN, CLS, RANK = 1, 2, 4  # what llama.cpp makes of the tokens
+
 
 def gguf_name(name: str) -> str | None:
     """What llama.cpp calls a tensor; None for one that it does not want."""
+    head, _, part = name.rpartition(".")
+    if head in HEAD:
+        return f"{HEAD[head]}.{part}"
     name = name.removeprefix("bert.")
     if name in TOP:
         return TOP[name]
@@ -96,15 +102,22 @@ def _tensors(weights: bytes) -> Iterator[tuple[str, list[int], bytes]]:
             yield ours, about["shape"], weights[8 + size + begin : 8 + size + end]
 
 
+def _pooling(folder: Path) -> int:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.exists():
+        return RANK
+    return CLS if json.loads(path.read_text())["pooling_mode_cls_token"] else MEAN
+
+
 def _fields(folder: Path) -> list[bytes]:
     """Everything but the tensors."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
     normal = tokenizer["normalizer"]
     vocab = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
     special = {item["content"]: item["id"] for item in tokenizer["added_tokens"] if item["special"]}
-    assert [number for _, number in vocab] == list(range(config["vocab_size"]))
+    assert [number for _, number in vocab] == list(range(len(vocab)))
+    vocab += [(f"[PAD{number}]", number) for number in range(len(vocab), config["vocab_size"])]  # rows that no text has
     assert (tokenizer["model"]["type"], normal["type"]) == ("WordPiece", "BertNormalizer")
 
     def phantom(token: str) -> str:
@@ -133,14 +146,18 @@ def _fields(folder: Path) -> list[bytes]:
         field("bert.attention.layer_norm_epsilon", F32, config["layer_norm_eps"]),
         field("general.file_type", U32, 0),
         field("bert.attention.causal", BOOL, False),
-        field("bert.pooling_type", U32, 2 if pooling["pooling_mode_cls_token"] else 1),  # 1: mean
+        field("bert.pooling_type", U32, _pooling(folder)),
         field("general.quantization_version", U32, 2),
         field("tokenizer.ggml.token_type_count", U32, config["type_vocab_size"]),
         field("tokenizer.ggml.model", STR, "bert"),
         field("tokenizer.ggml.pre", STR, "jina-v2-en"),  # llama.cpp's name of BERT's pre-tokenizer
         array("tokenizer.ggml.tokens", STR, [phantom(token) for token, _ in vocab]),
         array("tokenizer.ggml.token_type", I32, [3 if token in special else 1 for token, _ in vocab]),
-        *(field(f"tokenizer.ggml.{name}_token_id", U32, special[token]) for name, token in ids.items()),
+        *(
+            field(f"tokenizer.ggml.{name}_token_id", U32, special[token])
+            for name, token in ids.items()
+            if token in special
+        ),
         *(field(f"tokenizer.ggml.add_{name}_token", BOOL, name != "sep") for name in ("bos", "eos", "sep")),
         field("tokenizer.ggml.normalizer.lowercase", BOOL, normal["lowercase"]),
     ]

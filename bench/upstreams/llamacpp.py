@@ -1,11 +1,12 @@
-"""Run by the peer's own Python: llama.cpp's HTTP server, which xllamacpp has inside. `GGUF PORT KEY [generates]`."""
+"""llama.cpp's HTTP server, which xllamacpp has inside, run by its own Python: `GGUF PORT KEY [generates|reranks]`."""
 
 import signal
 import sys
 
 import xllamacpp  # type: ignore[import-not-found]
 
-gguf, port, key, *generates = sys.argv[1:]
+gguf, port, key, *does = sys.argv[1:]
+generates, reranks = does == ["generates"], does == ["reranks"]
 SLOTS, SLOT_TOKENS = 4, 4_096 if generates else 256  # calls at one time; what the model takes
 params = xllamacpp.CommonParams()
 params.model.path = gguf
@@ -15,7 +16,8 @@ if generates:
     params.endpoint_slots = True  # so that others see what it is doing
 else:
     params.embedding = True
-    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    pooling = xllamacpp.llama_pooling_type
+    params.pooling_type = pooling.LLAMA_POOLING_TYPE_RANK if reranks else pooling.LLAMA_POOLING_TYPE_MEAN
 params.n_parallel = SLOTS
 params.kv_unified = False
 params.n_ctx = SLOTS * SLOT_TOKENS

@@ -1,4 +1,4 @@
-"""A client of embedmesh: the OpenAI call for embeddings, of a few texts or many, plain or sealed for a pinned node.
+"""A client of embedmesh: the OpenAI call for embeddings, of few texts or many, plain or sealed for a node; and rerank.
 
 Importing it is light: what a call does not need (aiohttp, cryptography) is imported with what needs it.
 """
@@ -16,11 +16,14 @@ from embedmesh.client.errors import (
     InputRefused,
     NodeNotTrusted,
     NotEmbeddings,
+    NotScores,
     NotTrusted,
     ReplyNotTrusted,
     WrongCall,
     WrongPins,
 )
+from embedmesh.client.rerank import Reranked, RerankOptions
+from embedmesh.rules.reranking import Ranked
 
 if TYPE_CHECKING:
     from embedmesh.client.aio import AsyncClient
@@ -40,9 +43,13 @@ __all__ = [
     "InputRefused",
     "NodeNotTrusted",
     "NotEmbeddings",
+    "NotScores",
     "NotTrusted",
     "Pins",
+    "Ranked",
     "ReplyNotTrusted",
+    "RerankOptions",
+    "Reranked",
     "TokenUsage",
     "WrongCall",
     "WrongPins",

@@ -1,12 +1,14 @@
 """The client for programs with an event loop, over aiohttp."""
 
 import asyncio
+import io
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 import aiohttp
 
@@ -15,6 +17,7 @@ from embedmesh.client.aio_chat import AsyncClientChat
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.bulk.options import BulkCall, BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
+from embedmesh.client.rerank import Reranked, RerankOptions
 from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import CLIENT_IDLE_S, CLIENT_REPLY_BYTES_MAX, CONNECT_WITHIN_S
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from embedmesh.client.bulk.wire import BulkWire
     from embedmesh.client.pins import Pins
 
+T = TypeVar("T")
+LARGE_BODY_BYTES = 1024 * 1024  # from here on aiohttp wants to write it in pieces, between which others have their turn
 CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one
 SEALED_AT_ONCE_MAX = LOCKS_OF_KEY_MAX // 2  # further ones wait here: a key that has too many locks open gets no other
 
@@ -81,6 +86,19 @@ class AsyncClient:
 
         call = self._calls.begin_bulk(model, options)
         return embed_stream(call, self._bulk_post(call), as_iterable(texts))
+
+    async def rerank(
+        self, query: str, documents: Iterable[str], *, model: str, **options: Unpack[RerankOptions]
+    ) -> Reranked:
+        """As `Client.rerank`."""
+        calls = self._calls.begin_rerank(query, documents, model, options)
+        try:
+            begun = next(calls)
+            while True:
+                begun = calls.send(await self._wire.run(begun))
+        except StopIteration as done:
+            reranked: Reranked = done.value
+            return reranked
 
     def _bulk_post(self, call: BulkCall) -> "Post":
         from embedmesh.client.bulk.wire import BulkWire
@@ -141,30 +159,7 @@ class AsyncClientEmbeddings:
             extra_body=extra_body,
             fields={"user": user, "input_type": input_type, "truncate": truncate},
         )
-        try:
-            async with asyncio.timeout(begun.deadline - time.monotonic()):
-                if not begun.confidential:
-                    return await self._run(begun)
-                async with self._sealed:
-                    return await self._run(begun)
-        except TimeoutError:
-            raise begun.too_slow() from None
-
-    async def _run(self, begun: BegunCall) -> CreateEmbeddingResponse:
-        steps = begun.steps
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = steps.send(None)
-                else:
-                    step = steps.send(await self._wire.send(step))
-        except StopIteration as done:
-            response: CreateEmbeddingResponse = done.value
-            return response
-        finally:
-            steps.close()
+        return await self._wire.run(begun, self._sealed if begun.confidential else None)
 
 
 class AsyncWire:
@@ -173,6 +168,30 @@ class AsyncWire:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._session: aiohttp.ClientSession | None = None
+
+    async def run(self, begun: BegunCall[T], turns: asyncio.Semaphore | None = None) -> T:
+        """What has come of a call, which waits for its turn first. Raises subclasses of EmbedmeshError."""
+        try:
+            async with asyncio.timeout(begun.deadline - time.monotonic()), turns or nullcontext():
+                return await self._run(begun)
+        except TimeoutError:
+            raise begun.too_slow() from None
+
+    async def _run(self, begun: BegunCall[T]) -> T:
+        steps = begun.steps
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = steps.send(None)
+                else:
+                    step = steps.send(await self.send(step))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            steps.close()
 
     async def send(self, request: ToSend) -> HttpAnswer | NoAnswer:
         """The reply, whenever it comes."""
@@ -189,7 +208,7 @@ class AsyncWire:
         try:
             response = await self._opened().post(
                 base_url + request.path,
-                data=request.body,
+                data=request.body if len(request.body) < LARGE_BODY_BYTES else io.BytesIO(request.body),
                 headers={**self._access.headers, **request.headers},
                 ssl=self._access.tls or False,
                 allow_redirects=False,

@@ -6,12 +6,13 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.bulk.options import BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.chat import ClientChat
+from embedmesh.client.rerank import Reranked, RerankOptions
 from embedmesh.client.steps import Pause
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import Late, Wire
@@ -19,6 +20,8 @@ from embedmesh.client.wire import Late, Wire
 if TYPE_CHECKING:
     from embedmesh.client.bulk.replies import Rows
     from embedmesh.client.pins import Pins
+
+T = TypeVar("T")
 
 
 class Client:
@@ -85,6 +88,21 @@ class Client:
 
         return embed_stream_waiting(self._calls.begin_bulk(model, options), as_iterable(texts))
 
+    def rerank(self, query: str, documents: Iterable[str], *, model: str, **options: Unpack[RerankOptions]) -> Reranked:
+        """Documents in the order in which they answer the query: their indices and scores, best first.
+
+        What one request does not take is sent in several, one after another. See RerankOptions. Raises subclasses of
+        EmbedmeshError; what was scored until then is lost, and was paid.
+        """
+        calls = self._calls.begin_rerank(query, documents, model, options)
+        try:
+            begun = next(calls)
+            while True:
+                begun = calls.send(run_call(self._wire, begun))
+        except StopIteration as done:
+            reranked: Reranked = done.value
+            return reranked
+
     def close(self) -> None:
         """Close its connections."""
         self._wire.close()
@@ -138,22 +156,24 @@ class ClientEmbeddings:
             extra_body=extra_body,
             fields={"user": user, "input_type": input_type, "truncate": truncate},
         )
-        return self._run(begun)
+        return run_call(self._wire, begun)
 
-    def _run(self, begun: BegunCall) -> CreateEmbeddingResponse:
-        steps = begun.steps
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Pause):
-                    threading.Event().wait(min(step.seconds, begun.deadline - time.monotonic()))
-                    step = steps.send(None)
-                else:
-                    step = steps.send(self._wire.send(step, begun.deadline))
-        except StopIteration as done:
-            response: CreateEmbeddingResponse = done.value
-            return response
-        except Late:
-            raise begun.too_slow() from None
-        finally:
-            steps.close()
+
+def run_call(wire: Wire, begun: BegunCall[T]) -> T:
+    """What has come of a call. Raises subclasses of EmbedmeshError."""
+    steps = begun.steps
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, Pause):
+                threading.Event().wait(min(step.seconds, begun.deadline - time.monotonic()))
+                step = steps.send(None)
+            else:
+                step = steps.send(wire.send(step, begun.deadline))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    except Late:
+        raise begun.too_slow() from None
+    finally:
+        steps.close()

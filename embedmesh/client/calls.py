@@ -3,14 +3,15 @@
 import random
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from embedmesh.client.access import find_access
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.bulk.options import BulkCall, BulkOptions, bulk_batch_size, bulk_concurrency, bulk_fields
 from embedmesh.client.errors import CallTooSlow, WrongCall
+from embedmesh.client.rerank import Reranked, RerankOptions, RerankReply, rerank_requests, want_rerank
 from embedmesh.client.reserves import Reserves
 from embedmesh.client.steps import Patience, Steps, confidential, plain
 from embedmesh.client.wanted import Inputs, Wanted, want
@@ -24,27 +25,19 @@ TIMEOUT_S = 600.0  # the longest a gateway lets a request live, and what the ope
 RETRIES = 2  # as the openai package
 
 SchemeName = Literal["hpke-1", "atoma-sdk-1"]
+T = TypeVar("T")
 
 
-class BegunCall(NamedTuple):
-    """A call that can be run: its steps, and until when (`time.monotonic`)."""
+class BegunCall(NamedTuple, Generic[T]):
+    """A call that can be run: its steps, and until when (`time.monotonic`).
 
-    steps: Steps[CreateEmbeddingResponse]
+    Of a chat `timeout_s` is for its head, and then for each event of a stream.
+    """
+
+    steps: Steps[T]
     deadline: float
     timeout_s: float
-    confidential: bool
-
-    def too_slow(self) -> CallTooSlow:
-        """The error for a call that has passed its deadline."""
-        return CallTooSlow(f"No answer within {self.timeout_s:g} s. Whether it was done is not known.")
-
-
-class BegunChat(NamedTuple):
-    """A sealed chat that can be run; `timeout_s` is for its head, and then for each event of a stream."""
-
-    steps: Steps[Any]  # of the completion, or of what reads the stream
-    deadline: float
-    timeout_s: float
+    confidential: bool = False
 
     def too_slow(self) -> CallTooSlow:
         """The error for a call that has passed its deadline."""
@@ -89,7 +82,7 @@ class Calls:
         timeout: float | None,
         extra_body: Mapping[str, Any] | None,
         fields: Mapping[str, Any],
-    ) -> BegunCall:
+    ) -> BegunCall[CreateEmbeddingResponse]:
         """Raises WrongCall."""
         wanted = want(
             model=model,
@@ -99,15 +92,13 @@ class Calls:
             lock_tokens=lock_tokens,
             fields={**fields, **(extra_body or {})},
         )
-        timeout_s = self._timeout_s if timeout is None else timeout
-        deadline = time.monotonic() + timeout_s
-        patience = Patience(self._retries, lambda: deadline - time.monotonic(), random)
         if not (self._confidential if confidential is None else confidential):
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-            return BegunCall(plain(wanted, patience, headers), deadline, timeout_s, False)
+            return self._begun(timeout, lambda patience: plain(wanted, patience, headers))
         if idempotency_key:
             raise WrongCall("A confidential call needs no idempotency_key: its lock is good for one request.")
-        return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s, True)
+        begun = self._begun(timeout, lambda patience: self._confidential_steps(wanted, patience))
+        return begun._replace(confidential=True)
 
     def begin_bulk(self, model: str, options: BulkOptions) -> BulkCall:
         """Raises WrongCall."""
@@ -139,7 +130,7 @@ class Calls:
         lock_tokens: int | None,
         timeout: float | None,
         fields: Mapping[str, Any],
-    ) -> BegunChat:
+    ) -> BegunCall[Any]:
         """Raises WrongCall."""
         if not (self._confidential if confidential is None else confidential):
             raise WrongCall("Only confidential chats are made here: use the openai package for the others.")
@@ -150,10 +141,25 @@ class Calls:
         wanted = want_chat(model=model, messages=messages, stream=stream, lock_tokens=lock_tokens, fields=fields)
         self._trust = trust = self._trust or _trust(None, self._scheme)
         check_scheme(trust)
+        step = LockStep(wanted, trust)
+        return self._begun(timeout, lambda patience: sealed_chat(wanted, step, patience, now_ms))
+
+    def begin_rerank(
+        self, query: str, documents: Iterable[str], model: str, options: RerankOptions
+    ) -> Generator[BegunCall[RerankReply | None], RerankReply | None, Reranked]:
+        """Calls to be run one after another. Raises WrongCall."""
+        if self._confidential:
+            raise WrongCall("Nothing was sent: rerank has no sealed form. Make a client that is not confidential.")
+        timeout_s = options.get("timeout")
+        wanted = want_rerank(query, documents, model, options)
+        return rerank_requests(wanted, lambda steps: self._begun(timeout_s, steps))
+
+    def _begun(self, timeout: float | None, steps: Callable[[Patience], Steps[T]]) -> BegunCall[T]:
+        """A call whose time runs from now on."""
         timeout_s = self._timeout_s if timeout is None else timeout
         deadline = time.monotonic() + timeout_s
         patience = Patience(self._retries, lambda: deadline - time.monotonic(), random)
-        return BegunChat(sealed_chat(wanted, LockStep(wanted, trust), patience, now_ms), deadline, timeout_s)
+        return BegunCall(steps(patience), deadline, timeout_s)
 
     def _confidential_steps(self, wanted: Wanted, patience: Patience) -> Steps[CreateEmbeddingResponse]:
         from embedmesh.client.core import LockStep  # cryptography takes its time, and plain calls need none

@@ -65,6 +65,10 @@ class NotEmbeddings(EmbedmeshError):
     """The reply is not what an embeddings endpoint answers."""
 
 
+class NotScores(EmbedmeshError):
+    """The reply is not what a rerank endpoint answers."""
+
+
 class NotTrusted(EmbedmeshError):
     """A check of a confidential request failed. `reason` is a word for programs."""
 

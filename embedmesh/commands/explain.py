@@ -30,7 +30,8 @@ TAB_ENDS = {
 }
 TAB_ID, BATCH_ID = "tab_", "batch_"
 LINE_OF_BATCH = "batch_req_"  # as a batch's output file names its lines
-IMAGES_PRICED = 1_000_000  # prices are those of a million
+PIECES = {"images", "searches"}  # meters that are no tokens
+PIECES_PRICED = 1_000_000  # prices are those of a million
 
 
 @click.command()
@@ -163,8 +164,8 @@ def _what_for(bought: Row | None) -> str:
 
 def _metered(used: Row) -> str:
     quantity = f"{used['quantity']:,}"
-    if used["meter"] == "images":
-        return f"{quantity} images at {format_usd(used['price'] // IMAGES_PRICED)}"
+    if used["meter"] in PIECES:
+        return f"{quantity} {used['meter']} at {format_usd(used['price'] // PIECES_PRICED)}"
     whose = ", by the gateway's own count," if used["estimated"] else ""
     return f"{quantity} {used['meter']} tokens{whose} at {format_usd(used['price'])} a million"
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "embedmesh.commands.serve:serve",
     "setup": "embedmesh.commands.setup:setup",
     "embed": "embedmesh.commands.embed:embed",
+    "rerank": "embedmesh.commands.rerank:rerank",
     "chat": "embedmesh.commands.chat:chat",
     "batches": "embedmesh.commands.batches:batches",
     "files": "embedmesh.commands.files:files",

@@ -132,9 +132,9 @@ def add(
 ) -> CommandResult:
     """Use a server of another make as a node.
 
-    TEI, vLLM, SGLang, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. What a model does (embeddings, chat,
-    completions, images) is in the catalogue. Requests go over plain HTTP or HTTPS, without signatures. The same
-    command with other options changes them.
+    TEI, vLLM, SGLang, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. What a model does (embeddings,
+    rerank, chat, completions, images) is in the catalogue. Requests go over plain HTTP or HTTPS, without signatures.
+    The same command with other options changes them.
 
     \b
     Examples:

@@ -57,11 +57,15 @@ def list_(catalogue: Path | None) -> CommandResult:
     for model in found:
         there = "present" if _present(model) else "missing: run `embedmesh setup`, or mend the catalogue's `folder`"
         price = f"{format_usd(model.price)} a million tokens"
+        if model.search_price is not None:
+            price = f"{format_usd(model.search_price)} a search"
         lines += [
             f"{model.id}  ({', '.join(model.aliases) or 'no alias'})",
             f"  {'foreign: run by other servers (`embedmesh nodes add`)' if model.foreign else there}",
-            f"  width {model.width}, at most {model.max_tokens} tokens, {price}",
-            f"  token ids are read as {model.token_ids}; tier {model.tier}",
+            f"  {_gives(model)}, at most {model.max_tokens} tokens, {price}",
+            f"  tier {model.tier}"
+            if model.reranks
+            else f"  token ids are read as {model.token_ids}; tier {model.tier}",
         ]
         if not model.foreign:
             lines.append(f"  {model.folder}")
@@ -217,6 +221,10 @@ def _loading_bar(node: Path, name: str) -> Iterator[None]:
             over.set()
 
 
+def _gives(model: Model) -> str:
+    return f"reranks, scores {model.scores}" if model.reranks else f"width {model.width}"
+
+
 def _present(model: Model) -> bool:
     files = (Path(model.folder) / name for name in ("modules.json", "config.json"))
     return not model.foreign and any(file.exists() for file in files)
@@ -224,8 +232,10 @@ def _present(model: Model) -> bool:
 
 def _as_json(model: Model) -> dict[str, object]:
     names = ("id", "aliases", "tier", "width", "max_tokens", "token_ids", "digest")
+    reranks = {"scores": model.scores, "search_price_nanousd": model.search_price} if model.reranks else {}
     return {
         **{name: getattr(model, name) for name in names},
+        **reranks,
         "price_nanousd_per_million_tokens": model.price,
         "folder": model.folder or None,
         "present": _present(model),

@@ -1,4 +1,4 @@
-"""`embedmesh prices`: what tokens and images of a model cost, from when on, for whom."""
+"""`embedmesh prices`: what tokens, images and searches of a model cost, from when on, for whom."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from embedmesh.commands.operator import Operator, operator_command
 from embedmesh.commands.options import MOMENT, USD, catalogue_option
 from embedmesh.commands.output import CommandResult, iso_time, table, utc
 from embedmesh.rules.holds import Meter
-from embedmesh.rules.meters import size_of, unit_of
+from embedmesh.rules.meters import piece_of, unit_of
 from embedmesh.rules.money import format_usd
 
 Row = dict[str, Any]
@@ -21,17 +21,18 @@ meter_option = click.option(
     "--meter",
     default=INPUT,
     show_default=True,
-    help="What it is the price of: input, cached, output, or images of a size, as images:1024x1024.",
+    help="What it is the price of: input, cached, output, searches, or images of a size, as images:1024x1024.",
 )
 offline_catalogue = catalogue_option("With --offline: the gateway's catalogue, a TOML file. Default: the built-in one.")
 
 
 @click.group()
 def prices() -> None:
-    """Set what tokens and images of a model cost.
+    """Set what tokens, images and searches of a model cost.
 
     An account's own price comes before the price for all accounts, and that before the catalogue's. Each meter has its
-    own: input, cached input and output of models that generate, and images of each size.
+    own: input, cached input and output of models that generate, images of each size, and searches of rerankers that the
+    catalogue has paid by searches.
 
     \b
     Example:
@@ -80,7 +81,7 @@ def list_(operator: Operator, model: str | None) -> CommandResult:
 def set_(
     operator: Operator, model: str, usd: int, account: str | None, from_ms: int | None, meter: str
 ) -> CommandResult:
-    """Set what a million tokens of a model cost, in USD, or one image.
+    """Set what a million tokens, an image or a search costs, in USD.
 
     From now or a later time on; on every gateway within a second.
 
@@ -92,13 +93,14 @@ def set_(
       embedmesh prices set all-MiniLM-L6-v2 0.015 --account partner --from 2026-12-01
       embedmesh prices set acme/writer 0.60 --meter output
       embedmesh prices set acme/painter 0.04 --meter images:1024x1024
+      embedmesh prices set acme/reranker 0.002 --meter searches
     """
     body = {"model": model, "price": usd, "account": account, "from_ms": from_ms, "meter": meter}
     price = operator.post("prices", body=body)
-    unit = unit_of(meter)
+    unit, is_one = unit_of(meter), piece_of(meter) is not None
     text = (
-        f"{unit[0].upper()}{unit[1:]} {'by' if size_of(meter) else 'of'} {price['model']} "
-        f"{'costs' if size_of(meter) else 'cost'} {format_usd(usd)} for {account or 'all accounts'} from "
+        f"{unit[0].upper()}{unit[1:]} {'by' if is_one else 'of'} {price['model']} "
+        f"{'costs' if is_one else 'cost'} {format_usd(usd)} for {account or 'all accounts'} from "
         f"{utc(price['from_ms'])} UTC on."
     )
     return CommandResult(_as_json(price), text)
@@ -149,7 +151,7 @@ def _as_json(price: Row) -> Row:
         "model": price["model"],
         "account": price["account"],
         "meter": price["meter"],
-        f"price_nanousd_per_{'million_tokens' if size_of(price['meter']) is None else 'image'}": price["price"],
+        f"price_nanousd_per_{piece_of(price['meter']) or 'million_tokens'}": price["price"],
         "from": iso_time(price["from_ms"]),
         "to": iso_time(price["to_ms"]),
     }

@@ -62,6 +62,11 @@ def quantize_folder(source: Path, target: Path, text: Path | None, kind: Int8Kin
     if target.exists():
         raise SetupError(f"{target} is there already. Remove it, or name another place with --output.")
     folder = read_folder(source)
+    if folder.reranks:
+        raise SetupError(
+            f"{source.name} reranks, and int8 is made and judged for models that make vectors. Serve it in the tier"
+            " 'fast' or 'exact'."
+        )
     tokenizer = ModelTokenizer(source, folder.max_tokens)
     room = folder.max_tokens - tokenizer.specials
 

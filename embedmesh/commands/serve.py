@@ -103,6 +103,10 @@ def node(**settings: Any) -> None:
     sys.exit(program.main(node_settings, catalogue, lambda: load_catalogue(again().catalogue, assets=assets_dir())))
 
 
+EMBED_SAMPLE = '"input": "Hello, world"'
+RERANK_SAMPLE = '"query": "Where do penguins live?", "documents": ["In the far south.", "Two cups of flour."]'
+
+
 @dataclass(frozen=True)
 class _ServeOutput:
     """What `serve` prints: lines for a person, JSON lines on standard output, or lines of a log in JSON."""
@@ -132,10 +136,11 @@ class _ServeOutput:
         first = "Add a server that runs a model: embedmesh nodes add URL --model MODEL"
         if model is not None:
             trust = "" if authority is None else f"--cacert {shlex.quote(str(authority.absolute()))} "
-            first = f"""curl {trust}{credentials.base_url}/embeddings \\
+            route, asked = ("rerank", RERANK_SAMPLE) if model.reranks else ("embeddings", EMBED_SAMPLE)
+            first = f"""curl {trust}{credentials.base_url}/{route} \\
     -H "Authorization: Bearer {key}" \\
     -H "Content-Type: application/json" \\
-    -d '{{"model": "{(*model.aliases, model.id)[0]}", "input": "Hello, world"}}'"""
+    -d '{{"model": "{(*model.aliases, model.id)[0]}", {asked}}}'"""
         click.echo(f"""
   Ready: {credentials.base_url}
 

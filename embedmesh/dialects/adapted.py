@@ -5,7 +5,7 @@ dialect decides nothing. Its failures name its own members, in its own envelope.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,7 +34,8 @@ PATH = re.compile(r" - at `\$\.?(.*)`$")
 FIELD = re.compile(r"field `([^`]*)`")
 SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member's name: can be shown
 
-OUR_ADVICE = ', or send "truncate"'  # and what follows: other APIs write it in other ways
+OUR_ADVICE = re.compile(', or (?:send "truncate"|ask for "encoding_format").*')  # other APIs write it in other ways
+OWN_WORDS = "own_words"  # of a failure: it names members of the form already, and some may be called as ours are
 AnyFailure = TypeVar("AnyFailure", bound=Failure)
 
 Write = Callable[[Any, Matrix, Answer], Any]
@@ -69,7 +70,7 @@ class Adapted:
     def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
         """See Dialect. Raises a CallerFailure that names a member of the form."""
         check_values(body)
-        asked = self._read(body)
+        asked = converted(loaded_of(body, self.form.__struct_fields__), self.form)
         given = {name: value for name, value in self.ours(asked).items() if value is not None}
         if "model" in given:
             given["model"] = self.name_of(given["model"], catalogue)
@@ -106,30 +107,42 @@ class Adapted:
         headers[TRUNCATED_HEADER] = f"{truncated}"
         return Reply(headers, orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
 
-    def _read(self, body: bytes) -> Any:
-        try:
-            loaded = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise broken_json(body, error, self.form.__struct_fields__) from None
-        if not isinstance(loaded, dict):
-            raise InvalidType("The body must be a JSON object.")
-        try:
-            given = {name: value for name, value in loaded.items() if value is not None}  # null means: not given
-            return msgspec.convert(given, self.form)
-        except msgspec.ValidationError as error:
-            check_depth(loaded)
-            raise in_words(str(error)) from None
+
+def loaded_of(body: bytes, names: Collection[str]) -> dict[str, Any]:
+    """The members of a body that are not null; `names` are those of the form. Raises a CallerFailure."""
+    try:
+        loaded = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise broken_json(body, error, names) from None
+    if not isinstance(loaded, dict):
+        raise InvalidType("The body must be a JSON object.")
+    return {name: value for name, value in loaded.items() if value is not None}  # null means: not given
 
 
-def sole(catalogue: Catalogue) -> str | None:
-    """The model of a request that names none: the only one of the catalogue that embeds. Raises MissingParameter.
+def converted(given: dict[str, Any], form: type[msgspec.Struct]) -> Any:
+    """The members of a body as a request of a form. Raises a CallerFailure that names a member."""
+    try:
+        return msgspec.convert(given, form)
+    except msgspec.ValidationError as error:
+        check_depth(given)
+        failure = in_words(str(error))
+        vars(failure)[OWN_WORDS] = True
+        raise failure from None
+
+
+def sole(
+    catalogue: Catalogue,
+    does: Callable[[Model], bool] = lambda model: model.embeds,
+    advice: str = "name one in the path, as in /tei/MODEL/embed",
+) -> str | None:
+    """The model of a request that names none: the only one of the catalogue that does it. Raises MissingParameter.
 
     Nodes come and go; so it is not the only one that has a node now.
     """
-    names = (model.id.removesuffix(f":{model.tier}") for model in catalogue.models if model.embeds)
+    names = (model.id.removesuffix(f":{model.tier}") for model in catalogue.models if does(model))
     found = list(dict.fromkeys(names))  # its tiers have one
     if len(found) > 1:
-        raise MissingParameter("There are several models here: name one in the path, as in /tei/MODEL/embed.")
+        raise MissingParameter(f"There are several models here: {advice}.")
     return found[0] if found else None
 
 
@@ -162,8 +175,9 @@ def in_words(error: str) -> CallerFailure:
 
 def renamed(failure: AnyFailure, names: Mapping[str, str]) -> AnyFailure:
     """The failure in the words of another API: its members instead of ours. Harmless twice."""
-    said, advice, _ = failure.message.partition(OUR_ADVICE)
-    failure.message = f"{said}." if advice else said
+    if OWN_WORDS in vars(failure):
+        return failure
+    failure.message = OUR_ADVICE.sub(".", failure.message)
     for ours, theirs in names.items():
         mentions = re.compile(rf"(?<=`){re.escape(ours)}(?=[`.])")
         failure.message = mentions.sub(theirs, failure.message)

@@ -1,8 +1,9 @@
-"""The `/embed` of Text Embeddings Inference, which huggingface_hub's InferenceClient speaks, too.
+"""The `/embed` and `/rerank` of Text Embeddings Inference; the first one huggingface_hub's InferenceClient speaks, too.
 
 https://huggingface.github.io/text-embeddings-inference/. It names no model: the path may, or there is only one.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,9 +12,11 @@ from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
+from embedmesh.dialects.reranking import RerankForm
 from embedmesh.rules.errors import CallerFailure, Failure, Overloaded, RateLimited
 from embedmesh.rules.forwarding import Answer
-from embedmesh.rules.limits import REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, RERANK_DOCUMENTS_MAX
+from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -52,3 +55,52 @@ def _write(asked: TeiEmbed, matrix: Matrix, answer: Answer) -> Any:
 
 
 EMBED = Adapted(TeiEmbed, _ours, _write, envelope, {"input": "inputs"})
+
+
+class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request of `/rerank`. Pairs that are too long are cut at their end only, the longer text first.
+
+    `top_n` is not TEI's: some clients send it, to have only the best.
+    """
+
+    query: Text
+    texts: Annotated[list[str], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = False
+    truncation_direction: Literal["Right", "right"] = "Right"
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+
+
+class TeiRanked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A text's position in the request, and its score; with `return_text` the text, too."""
+
+    index: Annotated[int, Meta(ge=0)]
+    score: float
+    text: str | None = None
+
+
+def _meanings(asked: TeiRerank) -> dict[str, Any]:
+    return {
+        "query": asked.query,
+        "documents": asked.texts,
+        "top_n": asked.top_n,
+        "truncate": "end" if asked.truncate else "none",
+        "raw": asked.raw_scores,
+    }
+
+
+def _write_ranked(call: RerankCall, ranked: Sequence[Ranked], counts: RerankCounts) -> Any:
+    if call.asked.return_text:
+        return [{"index": each.index, "score": each.score, "text": call.documents[each.index]} for each in ranked]
+    return [{"index": each.index, "score": each.score} for each in ranked]
+
+
+RERANK = RerankForm(
+    TeiRerank,
+    _meanings,
+    _write_ranked,
+    envelope,
+    {"documents": "texts", "input": "texts"},
+    echoes=lambda asked: asked.return_text,
+)

@@ -44,7 +44,8 @@ PAIRWISE = {"modernbert": 1, "mpnet": 12}  # numbers a pair of tokens: a mask, o
 ONNX_COPIES = 2.0  # OpenVINO's reader holds the file's numbers beside their packed copy
 LENGTH = 256  # of the text that speed is told for
 FLOPS_A_CORE = {"avx512f": 70e9, "avx2": 43e9, "": 12e9}  # by what the CPU has, the first that fits
-UNPACKED = ("embeddings.", "pooler.", "lm_head.", "head.", "decoder.", "classifier.")  # in names: tables, unused heads
+TABLES = ("embeddings.", "lm_head.", "decoder.")  # in names: what is looked up, and heads that nothing uses
+UNPACKED = (*TABLES, "pooler.", "head.", "classifier.")  # and of models that make vectors
 
 
 class Sizes(NamedTuple):
@@ -98,11 +99,12 @@ def measure(folder: Folder) -> Sizes:
         return Sizes(size_bytes(folder.path) // STATE_BYTES, 0, layers, hidden)
     linear = widened = 0
     weights = Weights(folder.transformer)
+    unpacked = TABLES if folder.reranks else UNPACKED
     for name, entry in weights.entries():
         if len(entry.shape) != 2 or entry.dtype not in FLOAT_DTYPES | INTEGER_DTYPES:
             continue
         numbers = entry.shape[0] * entry.shape[1]
-        table = folder.source == "static" or any(part in name for part in UNPACKED)
+        table = folder.source == "static" or any(part in name for part in unpacked)
         linear += 0 if table else numbers
         if entry.dtype == "I8" or (entry.dtype in ("F16", "BF16") and not (table and entry.dtype == "F16")):
             widened += numbers

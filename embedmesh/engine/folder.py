@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.engine import layout
+from embedmesh.engine import layout, reranker
 from embedmesh.engine.digest import digest
 from embedmesh.engine.jsonfile import Fields, count, only_known, read_object, text
 from embedmesh.engine.modules import MODULES_FILE, Dense, Pooling, read_modules
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import STATIC_TOKENS_MAX
+from embedmesh.rules.models import Scores
 
 __all__ = ["Dense", "Folder", "Pooling", "digest", "read_folder"]
 
@@ -51,6 +52,8 @@ class Folder(msgspec.Struct, frozen=True):
     `config`: the fields of config.json. `width` is that of the final vectors. `vocab_size`: ids that have a row.
     `max_tokens` bounds one input, special tokens included.
     `lowercase`: the tokenizer is expected to lower-case. `drops_unknown`: unknown tokens are left out (Model2Vec).
+    `scores`: what the one number of a model is that reranks, by its own definition; None of one that makes vectors. It
+    comes from the last dense layer, else from the head of the architecture.
     """
 
     path: Path
@@ -67,6 +70,12 @@ class Folder(msgspec.Struct, frozen=True):
     prompts: dict[str, str]
     lowercase: bool = False
     drops_unknown: bool = False
+    scores: Scores | None = None
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it scores pairs of texts."""
+        return self.scores is not None
 
 
 def read_folder(path: Path) -> Folder:
@@ -81,8 +90,18 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
     source = layout.find_source(path, transformer, model_type)
     architecture = layout.ARCHITECTURES.get(model_type, layout.Architecture())
     hidden = count(config, _spelling(config, architecture.width), path)
-    modules = read_modules(path, hidden)
-    sentence = _read_sentence(path, transformer)
+    saved = (path / MODULES_FILE).is_file()  # else it is a reranker, of which CrossEncoder reads no sentence config
+    sentences = read_object(path / layout.SENTENCES_FILE, absent_is_empty=True) if saved else {}
+    scores: Scores | None = None
+    known = SENTENCE_KNOWN
+    if not saved or sentences.get("model_type") == reranker.MODEL_TYPE:
+        only_known(sentences, reranker.SENTENCES_KNOWN, layout.SENTENCES_FILE, path)
+        modules = reranker.read_head(path, config, hidden, saved=saved)
+        scores = reranker.read_scores(path, config, sentences)
+        known = SENTENCE_KNOWN if modules.dense else SENTENCE_KNOWN | reranker.SENTENCE_KNOWN
+    else:
+        modules = read_modules(path, hidden)
+    sentence = _read_sentence(path, transformer, known) if saved else {}
     return Folder(
         path=path,
         transformer=transformer,
@@ -92,7 +111,7 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
         pooling=modules.pooling,
         dense=modules.dense,
         normalize=modules.normalize,
-        width=modules.dense[-1].outputs if modules.dense else hidden,
+        width=1 if scores else modules.dense[-1].outputs if modules.dense else hidden,
         vocab_size=count(config, "vocab_size", path),
         max_tokens=_read_max_tokens(
             path,
@@ -101,8 +120,9 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
             _positions(config, architecture, path),
             known=model_type in layout.ARCHITECTURES,
         ),
-        prompts=_read_prompts(path),
+        prompts={} if scores else _read_prompts(path),
         lowercase=bool(sentence.get("do_lower_case")),
+        scores=scores,
     )
 
 
@@ -161,13 +181,13 @@ def _positions(config: Fields, architecture: layout.Architecture, path: Path) ->
     return count({name: config[name] - lost} if type(config[name]) is int else config, name, path)
 
 
-def _read_sentence(path: Path, transformer: Path) -> Fields:
-    """The sentence config; its `max_seq_length` is checked."""
+def _read_sentence(path: Path, transformer: Path, known: dict[str, tuple[object, ...]]) -> Fields:
+    """The sentence config, whose fields must be `known`; its `max_seq_length` is checked."""
     file = next((transformer / name for name in layout.SENTENCE_FILES if (transformer / name).is_file()), None)
     if file is None:
         return {}
     sentence = read_object(file)
-    only_known(sentence, SENTENCE_KNOWN, file.name, path)
+    only_known(sentence, known, file.name, path)
     if sentence.get("max_seq_length") is not None:
         count(sentence, "max_seq_length", path, file.name)
     return sentence

@@ -61,7 +61,8 @@ class RunBatch(msgspec.Struct, frozen=True):
 
 
 class Vectors(msgspec.Struct, frozen=True, tag="vectors"):
-    """Worker to node: little-endian float32, [len(sequences), width]. `bad` are the rows not finite or all zero.
+    """Worker to node: little-endian float32, [len(sequences), width]. `bad` are the rows that are not finite, or, of
+    vectors, all zero.
 
     `cpu_s` is the CPU time of all threads.
     """

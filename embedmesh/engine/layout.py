@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, refused
+from embedmesh.engine.jsonfile import FETCH_AGAIN, Fields, read_object, refused
 from embedmesh.engine.modules import MODULES_FILE, list_modules
 from embedmesh.engine.safetensors import weight_files
 from embedmesh.rules.errors import SetupError
@@ -14,6 +14,7 @@ Source = Literal["safetensors", "onnx", "static"]
 
 ONNX_FILES = ("model.onnx", "onnx/model.onnx")
 SENTENCES_FILE = "config_sentence_transformers.json"
+CLASSIFIER = "ForSequenceClassification"  # how the architecture of a model with such a head ends, in config.json
 INT8_FILE = "int8.json"
 SENTENCE_FILES = tuple(
     f"sentence_{name}_config.json"
@@ -26,12 +27,13 @@ class Architecture(msgspec.Struct, frozen=True):
     """How an architecture's config.json spells the fields that are needed before a graph is built.
 
     Of several names the first one in the file counts. `reserved`: positions start behind that of padding (RoBERTa and
-    its successors), so that those before are lost.
+    its successors), so that those before are lost. `types`: there may be a table of token types.
     """
 
     width: tuple[str, ...] = ("hidden_size",)
     positions: tuple[str, ...] = ("max_position_embeddings",)
     reserved: bool = False
+    types: bool = True
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -39,20 +41,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": Architecture(reserved=True),
     "xlm-roberta": Architecture(reserved=True),
     "camembert": Architecture(reserved=True),
-    "distilbert": Architecture(width=("dim",)),
-    "mpnet": Architecture(reserved=True),
+    "distilbert": Architecture(width=("dim",), types=False),
+    "electra": Architecture(),
+    "mpnet": Architecture(reserved=True, types=False),
     "nomic_bert": Architecture(width=("n_embd", "hidden_size"), positions=("n_positions", "max_position_embeddings")),
-    "modernbert": Architecture(),
+    "modernbert": Architecture(types=False),
     "gte": Architecture(),
     "new": Architecture(),
 }
 """The architectures that are built from safetensors; `models.BUILDERS` has the same keys."""
 
+ONNX_FIRST = ("electra",)  # built since there are rerankers: a folder with both keeps its vectors and its digest
+
 
 def find_first(path: Path) -> tuple[Path, bool]:
-    """The folder of the first module, and whether it is a static model's. Model2Vec once wrote no modules.json."""
-    if not (path / MODULES_FILE).is_file() and _is_model2vec(path):
-        return path, True
+    """The folder of the first module, and whether it is a static model's.
+
+    Model2Vec once wrote no modules.json, and most rerankers have none.
+    """
+    if not (path / MODULES_FILE).is_file():
+        config = read_object(path / "config.json", absent_is_empty=True)
+        if (static := config.get("model_type") == "model2vec") or is_classifier(config):
+            return path, static
     modules = list_modules(path)
     if not modules:
         raise refused(path, f"{MODULES_FILE} lists nothing")
@@ -66,8 +76,15 @@ def module_folders(path: Path) -> set[Path]:
     return {find_first(path)[0], *(path / where for _, where in listed)}
 
 
-def _is_model2vec(path: Path) -> bool:
-    return read_object(path / "config.json", absent_is_empty=True).get("model_type") == "model2vec"
+def is_classifier(config: Fields) -> bool:
+    """Whether a config.json is that of a model with a head for texts, or pairs of them, as a whole."""
+    named = config.get("architectures")
+    return isinstance(named, list) and any(str(each).endswith(CLASSIFIER) for each in named)
+
+
+def has_types(model_type: str, config: Fields) -> bool:
+    """Whether it matters to a model which tokens are of the second text."""
+    return ARCHITECTURES.get(model_type, Architecture()).types and config.get("type_vocab_size") not in (0, 1)
 
 
 def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safetensors", "onnx"]:
@@ -75,9 +92,10 @@ def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safe
 
     It does not check that there are weights: a gateway, which only counts, needs none. `check_weights` does.
     """
-    if model_type in ARCHITECTURES and weight_files(transformer):
+    onnx = find_onnx(transformer) is not None
+    if model_type in ARCHITECTURES and weight_files(transformer) and not (onnx and model_type in ONNX_FIRST):
         return "safetensors"
-    if find_onnx(transformer) is not None:
+    if onnx:
         return "onnx"
     if model_type not in ARCHITECTURES:
         raise SetupError(

@@ -16,6 +16,7 @@ Pooling = Literal["mean", "cls", "last", "max", "weighted_mean"]
 Activation = Literal["identity", "tanh", "gelu", "relu"]
 
 MODULES_FILE = "modules.json"
+EMBEDDING = "sentence_embedding"  # what modules give each other
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -45,9 +46,7 @@ DENSE_ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
 }
-NAMES_KNOWN: dict[str, tuple[object, ...]] = dict.fromkeys(
-    ("module_input_name", "module_output_name"), ("sentence_embedding",)
-)
+NAMES_KNOWN: dict[str, tuple[object, ...]] = dict.fromkeys(("module_input_name", "module_output_name"), (EMBEDDING,))
 DENSE_KNOWN: dict[str, tuple[object, ...]] = {
     **NAMES_KNOWN,
     **dict.fromkeys(("in_features", "out_features", "activation_function"), ()),
@@ -74,10 +73,11 @@ class Modules(msgspec.Struct, frozen=True):
     normalize: bool
 
 
-def read_modules(path: Path, width: int | None) -> Modules:
+def read_modules(path: Path, width: int | None, *, result: str = EMBEDDING) -> Modules:
     """Read and check `modules.json` and the configs that it points to. Raises SetupError.
 
-    `width` is that of token states, None for a static model; the widths of all modules must follow from it.
+    `width` is that of token states, None for a static model; the widths of all modules must follow from it. `result` is
+    what the last dense layer gives.
     """
     listed = list_modules(path)
     kinds = [kind for kind, _ in listed]
@@ -86,7 +86,10 @@ def read_modules(path: Path, width: int | None) -> Modules:
     middle = kinds[len(start) : len(kinds) - ends]
     if kinds[: len(start)] != start or any(kind != "Dense" for kind in middle):
         raise refused(path, f"{MODULES_FILE} lists {' + '.join(kinds) or 'nothing'}")
-    dense = tuple(_read_dense(path, where) for kind, where in listed if kind == "Dense")
+    places = [where for kind, where in listed if kind == "Dense"]
+    dense = tuple(
+        _read_dense(path, where, result if at == len(places) else EMBEDDING) for at, where in enumerate(places, 1)
+    )
     if ends:
         only_known(_config(path / listed[-1][1]), NAMES_KNOWN, _config_name(listed[-1][1]), path)
     pooling: Pooling = "mean"
@@ -151,9 +154,10 @@ def _read_pooling(path: Path, where: str, width: int) -> Pooling:
     return POOLINGS[names[0]]
 
 
-def _read_dense(path: Path, where: str) -> Dense:
+def _read_dense(path: Path, where: str, result: str) -> Dense:
     config, file = read_object(path / where / "config.json"), _config_name(where)
-    only_known(config, DENSE_KNOWN, file, path)
+    known = DENSE_KNOWN | {"module_output_name": (result,)}
+    only_known({"module_output_name": EMBEDDING} | config, known, file, path)
     activation = DENSE_ACTIVATIONS.get(text(config, "activation_function", path, file))
     if activation is None:
         raise refused(path, f"{file} has 'activation_function' = {config['activation_function']!r}"[:160])

@@ -11,6 +11,7 @@ from embedmesh.engine.frames import Loading, LoadModel
 from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.plan import Plan
 from embedmesh.engine.process import WorkerBroke
+from embedmesh.engine.reranker import check_scores
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.threads import EngineThreads, engine_threads
 from embedmesh.engine.tokens import ModelTokenizer
@@ -48,7 +49,9 @@ class Served:
         self.threads: EngineThreads | None = None
         folder = Path(model.folder)
         self.tokenizer = ModelTokenizer(folder, model.max_tokens)
+        self._whole = self.tokenizer.marked if model.reranks else self.tokenizer.with_specials
         read = read_folder(folder)
+        check_scores(model, read.scores, folder.name)
         self.normal = read.normalize  # whether vectors have unit length by themselves
         if self.tokenizer.vocab_size > read.vocab_size:
             raise SetupError(
@@ -153,14 +156,15 @@ class Served:
         """Tokens of a call from a gateway, special tokens included. Raises a CallerFailure that names the input.
 
         Special tokens may be among the ids, as they come from texts that spell them; an empty list is what a text of
-        white space has become.
+        white space has become. Inputs of a model that reranks are pairs, each with one mark (`ENDS_FIRST`).
         """
         if not ids:
             raise errors.EmptyInput("There is nothing to embed.", param="input")
         if len(ids) > REQUEST_INPUTS_MAX:
             raise errors.TooManyInputs(f"At most {REQUEST_INPUTS_MAX:,} inputs are taken at once.", param="input")
         room = self.model.max_tokens - self.tokenizer.specials
-        for at, one in enumerate(ids):
+        plain = [self._without_mark(one, at) for at, one in enumerate(ids)] if self.model.reranks else ids
+        for at, one in enumerate(plain):
             if not one and not self.tokenizer.specials:
                 raise errors.EmptyInput("This input has no token that the model knows.", param=f"input.{at}")
             if one and max(one) >= self.tokenizer.vocab_size:
@@ -180,6 +184,16 @@ class Served:
             raise errors.MaxTokensPerRequest(message, param="input")
         return tokens
 
+    def _without_mark(self, pair: list[int], at: int) -> list[int]:
+        """The ids of a pair as those of the vocabulary. Raises InvalidValue unless one ends the first segment."""
+        mark = self.tokenizer.ends_first
+        if pair.count(mark) != 1:
+            message = "This model scores pairs: one id must be marked as the last one of the first text."
+            raise errors.InvalidValue(message, param=f"input.{at}")
+        plain = pair.copy()
+        plain[pair.index(mark)] = self.tokenizer.between[-1]
+        return plain
+
     @property
     def is_loaded(self) -> bool:
         """Whether `start` has ended: `begin` may be called."""
@@ -194,14 +208,14 @@ class Served:
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
         if len(ids) == 1:
-            return self._queue.submit([self.tokenizer.with_specials(ids[0])], on_end, alone=alone)
+            return self._queue.submit([self._whole(ids[0])], on_end, alone=alone)
         rows: dict[tuple[int, ...], int] = {}
         order = [rows.setdefault(tuple(each), len(rows)) for each in ids]
 
         def ended(outcome: list[bytes] | NodeFailure) -> None:
             on_end(outcome if isinstance(outcome, NodeFailure) else [outcome[row] for row in order])
 
-        return self._queue.submit([self.tokenizer.with_specials(each) for each in rows], ended, alone=alone)
+        return self._queue.submit([self._whole(each) for each in rows], ended, alone=alone)
 
     def drop(self, call: EmbedCall) -> None:
         """The caller has gone."""

@@ -37,7 +37,8 @@ class TokenizerClass(NamedTuple):
 
     `ends` are the names of the tokens before and behind a text, if any, and `around` puts them there; without it they
     are those of tokenizer.json (`keeps`), or none. `more` makes the list of further special tokens from the given ones.
-    `again`: at last every special token is added again as a plain one, whatever its settings were.
+    `again`: at last every special token is added again as a plain one, whatever its settings were. `typed`: models are
+    given the token types of a pair.
     """
 
     build: Callable[[TokenizerSource, Mapping[str, str]], TokenizerParts]
@@ -47,6 +48,7 @@ class TokenizerClass(NamedTuple):
     keeps: bool = False
     more: Callable[[TokenizerSource, list[Any] | None], list[Any]] | None = None
     again: bool = False
+    typed: bool = False
 
 
 def _word_piece(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
@@ -106,9 +108,13 @@ def _qwen2(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts
     return TokenizerParts(_pairs(source, fuse_unk=False), normalizers.NFC(), pre_tokenizers.Sequence(cut))
 
 
-def _template(source: TokenizerSource, ends: Ends) -> Any:
+def _template(source: TokenizerSource, ends: Ends, *, again: bool = False, second: int = 0) -> Any:
+    """`ends` around a text. Of a pair, the last one ends the first text, and the second one too; `again`: it stands
+    before the second one once more. `second` is the token type of what belongs to that."""
     *head, tail = [text for text, _ in ends]
-    return processors.TemplateProcessing(single=[*head, "$A", tail], special_tokens=list(dict.fromkeys(ends)))
+    single = [*head, "$A", tail]
+    pair = [*single, *[tail] * again, f"$B:{second}", f"{tail}:{second}"]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(dict.fromkeys(ends)))
 
 
 def _roberta(source: TokenizerSource, ends: Ends) -> Any:
@@ -151,11 +157,13 @@ XLM_TOKENS = {
 MASK_TOKEN = AddedToken("<mask>", lstrip=True, rstrip=False)
 GPT_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 
-_BERT_CLASS = TokenizerClass(_word_piece, BERT_TOKENS, ("cls_token", "sep_token"), _template)
+_BERT_CLASS = TokenizerClass(
+    _word_piece, BERT_TOKENS, ("cls_token", "sep_token"), partial(_template, second=1), typed=True
+)
 _ROBERTA_CLASS = TokenizerClass(_bytes, XLM_TOKENS, ("cls_token", "sep_token"), _roberta)
 TOKENIZER_CLASSES: dict[str, TokenizerClass | None] = {
     "BertTokenizer": _BERT_CLASS,
-    "DistilBertTokenizer": _BERT_CLASS,
+    "DistilBertTokenizer": _BERT_CLASS._replace(typed=False),
     "ElectraTokenizer": _BERT_CLASS,
     "MobileBertTokenizer": _BERT_CLASS,
     "MPNetTokenizer": TokenizerClass(
@@ -169,13 +177,13 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass | None] = {
     "LongformerTokenizer": _ROBERTA_CLASS,
     "BartTokenizer": _ROBERTA_CLASS,
     "XLMRobertaTokenizer": TokenizerClass(
-        partial(_pieces, unk_id=3), XLM_TOKENS, ("bos_token", "eos_token"), _template
+        partial(_pieces, unk_id=3), XLM_TOKENS, ("bos_token", "eos_token"), partial(_template, again=True)
     ),
     "CamembertTokenizer": TokenizerClass(
         partial(_pieces, unk_id=None),
         XLM_TOKENS | {"mask_token": AddedToken("<mask>", lstrip=True, special=True)},
         ("bos_token", "eos_token"),
-        _template,
+        partial(_template, again=True),
         more=_camembert_extra,
     ),
     "T5Tokenizer": TokenizerClass(

@@ -8,13 +8,14 @@ folder is never run.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.jsonfile import Fields, read_object, refused
+from embedmesh.engine.layout import has_types
 from embedmesh.engine.tokenizer_classes import TokenizerClass, find_class
 from embedmesh.engine.tokenizer_source import TokenizerJson, TokenizerSource
 from embedmesh.rules.errors import SetupError
@@ -65,6 +66,13 @@ class AddedTokenJson(msgspec.Struct):
         return AddedToken(**{name: value for name, value in given.items() if value is not None})
 
 
+class LoadedTokenizer(NamedTuple):
+    """A tokenizer, and whether models are given its token types; None where the files do not say."""
+
+    tokenizer: Tokenizer
+    typed: bool | None
+
+
 class AddedTokens(msgspec.Struct):
     """The tokens that are added: by id, named, and more; `optional` are texts that no file but only the class names."""
 
@@ -74,14 +82,14 @@ class AddedTokens(msgspec.Struct):
     optional: set[str]
 
 
-def load_tokenizer(folder: Folder) -> Tokenizer:
+def load_tokenizer(folder: Folder) -> LoadedTokenizer:
     """The tokenizer that `transformers` would make of the folder. Raises SetupError, in one line.
 
     A static model's is tokenizer.json alone: the makers of such models read nothing else.
     """
     content, file, json = _read(folder)
     if folder.source == "static":
-        return file
+        return LoadedTokenizer(file, typed=False)
     refuse = partial(refused, folder.path)
     source = TokenizerSource(_read_config(folder), file, json, refuse)
     named = source.config.get("tokenizer_class") or folder.config.get("tokenizer_class")
@@ -89,7 +97,19 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
     tokens = _find_tokens(folder, source, of_class)
     tokenizer = _add_to_file(folder, source, tokens) if of_class is None else _make(folder, source, of_class, tokens)
     _check_encodes(source, tokenizer)
-    return tokenizer
+    return LoadedTokenizer(tokenizer, _is_typed(folder, source, of_class))
+
+
+def _is_typed(folder: Folder, source: TokenizerSource, of_class: TokenizerClass | None) -> bool | None:
+    """Whether token types reach the model. Without a class, versions of `transformers` disagree, if no file says it."""
+    if folder.reranks and source.config.get("truncation_side", "right") != "right":
+        raise source.refuse(f"{SETTINGS_FILE} has 'truncation_side' = {source.config['truncation_side']!r}"[:120])
+    if not has_types(folder.model_type, folder.config):
+        return False
+    named = source.config.get("model_input_names")
+    if isinstance(named, list):
+        return "token_type_ids" in named
+    return None if of_class is None else of_class.typed
 
 
 def _add_to_file(folder: Folder, source: TokenizerSource, tokens: AddedTokens) -> Tokenizer:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from tokenizers import Tokenizer
@@ -19,7 +19,7 @@ from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.tokenizer_settings import load_tokenizer
 from embedmesh.engine.tokenizer_source import TokenizerJson
 from embedmesh.engine.words import NoWords, TooDear, Words, words_of
-from embedmesh.rules.embeddings import bytes_of, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, Ids, bytes_of, numbers_of
 from embedmesh.rules.errors import SetupError
 
 TOKENIZER_PROBE = "a"  # any text will do that every vocabulary knows
@@ -33,6 +33,18 @@ SOON_WHOLE_CHARS_MAX = 256  # of what the tokenizer looks at: 1 ms of its worst 
 SOON_WHOLE_MAX = 16
 
 
+class Around(NamedTuple):
+    """The special ids before, between and behind the texts of an input, of which a reranker's has two, and others' one.
+
+    `typed`: the model is given token types, 1 for what belongs to the second text and 0 for all before.
+    """
+
+    head: list[int]
+    between: tuple[int, ...]
+    tail: list[int]
+    typed: bool = False
+
+
 class ModelTokenizer:
     """One model's tokenizer. `max_tokens` bounds one input, special tokens included; it is kept here, not enforced."""
 
@@ -41,7 +53,7 @@ class ModelTokenizer:
         special tokens in a way we do not know.
         """
         folder = read_folder(path)
-        tokenizer = load_tokenizer(folder)
+        tokenizer, typed = load_tokenizer(folder)
         _check_case(folder, tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -50,7 +62,17 @@ class ModelTokenizer:
             tokenizer.model._resize_cache(0)  # of earlier words: its timing would reveal other accounts' texts
         added = tokenizer.get_added_tokens_decoder()
         self._dropped = _find_unknown(tokenizer) if folder.drops_unknown else None
-        self._head, self._tail = ([], []) if folder.source == "static" else _find_specials(tokenizer, path.name)
+        around = Around([], (), [])
+        if folder.reranks:
+            around = _find_pair(tokenizer, path.name, typed)
+        elif folder.source != "static":
+            around = _find_specials(tokenizer, path.name)
+        self._head, self.between, self._tail, typed = around
+        last = self.between[-1] if self.between else 0
+        self.ends_first: int = last | ENDS_FIRST
+        """The last id of a pair's first segment."""
+        self._between = bytes_of([*self.between[:-1], self.ends_first])
+        self._mark = ~last if typed else last
         self.max_tokens = max_tokens
         self.specials: int = len(self._head) + len(self._tail)
         self.vocab_size: int = max(tokenizer.get_vocab_size(with_added_tokens=True), *(at + 1 for at in added), 0)
@@ -135,6 +157,15 @@ class ModelTokenizer:
         """The ids that the model really gets for `ids`."""
         return [*self._head, *ids, *self._tail]
 
+    def pair(self, query: Ids, document: Ids) -> bytes:
+        """The ids of a pair, without the special ones around it. The last one of its first segment has ENDS_FIRST."""
+        return bytes_of(query) + self._between + bytes_of(document)
+
+    def marked(self, pair: Sequence[int]) -> list[int]:
+        """What the graph gets for the ids of a `pair`; where it takes token types, ~id ends the first segment."""
+        at = pair.index(self.ends_first)
+        return [*self._head, *pair[:at], self._mark, *pair[at + 1 :], *self._tail]
+
 
 def _check_case(folder: Folder, tokenizer: Tokenizer) -> None:
     """sentence-transformers lower-cases texts where its config says so. We do not: the tokenizer must."""
@@ -155,11 +186,34 @@ def _find_unknown(tokenizer: Tokenizer) -> int | None:
     return msgspec.json.decode(tokenizer.to_str(), type=TokenizerJson).model.unk_id
 
 
-def _find_specials(tokenizer: Tokenizer, name: str) -> tuple[list[int], list[int]]:
+def _find_specials(tokenizer: Tokenizer, name: str) -> Around:
     """The ids that go in front of and behind every text."""
     plain: list[int] = tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False).ids
     full: list[int] = tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=True).ids
     for start in range(len(full) - len(plain) + 1):
         if plain and full[start : start + len(plain)] == plain:
-            return full[:start], full[start + len(plain) :]
-    raise SetupError(f"The tokenizer of {name} rewrites texts when it adds special tokens, which is not supported.")
+            return Around(full[:start], (), full[start + len(plain) :])
+    raise _rewrites(name)
+
+
+def _find_pair(tokenizer: Tokenizer, name: str, typed: bool | None) -> Around:
+    """The ids around and between two texts. `typed`: whether the model is given the tokenizer's token types."""
+    plain: list[int] = tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False).ids
+    both: Any = tokenizer.encode(TOKENIZER_PROBE, TOKENIZER_PROBE, add_special_tokens=True)
+    first, second = ([at for at, text in enumerate(both.sequence_ids) if text == which] for which in (0, 1))
+    if not plain or [[both.ids[at] for at in text] for text in (first, second)] != [plain, plain]:
+        raise _rewrites(name)
+    head, between, tail = both.ids[: first[0]], both.ids[first[-1] + 1 : second[0]], both.ids[second[-1] + 1 :]
+    if not between:
+        raise SetupError(f"The tokenizer of {name} puts nothing between two texts, so that it cannot rerank.")
+    types = set(both.type_ids[: second[0]]), set(both.type_ids[second[0] :])
+    if any(types[0]) or len(types[1]) > 1 or max(types[1]) > 1 or (typed is None and any(types[1])):
+        raise SetupError(
+            f"The tokenizer of {name} gives token types in a way that is not known. If its tokenizer_config.json names"
+            " no class, it must have model_input_names, which say whether the model gets them."
+        )
+    return Around(head, tuple(between), tail, typed=bool(typed) and types[1] == {1})
+
+
+def _rewrites(name: str) -> SetupError:
+    return SetupError(f"The tokenizer of {name} rewrites texts when it adds special tokens, which is not supported.")

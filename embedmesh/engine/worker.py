@@ -41,17 +41,18 @@ def main(fd: int) -> None:
     if load is None:
         return
     try:
-        model = _load(load, lambda step: sock.sendall(frames.encode(Loading(step, STEPS[step]))))
+        model, reranks = _load(load, lambda step: sock.sendall(frames.encode(Loading(step, STEPS[step]))))
     except SetupError as error:
         sock.sendall(frames.encode(LoadRefused(str(error))))
         return
     sock.sendall(frames.encode(Ready(load_ms=round((time.monotonic() - begun) * 1000))))
     batches = msgspec.msgpack.Decoder(RunBatch)
     while (batch := frames.receive(stream, batches)) is not None:
-        sock.sendall(frames.encode(_answer(model, batch)))
+        sock.sendall(frames.encode(_answer(model, batch, may_be_zero=reranks)))
 
 
-def _load(load: LoadModel, on_step: Callable[[Step], None]) -> RunningModel:
+def _load(load: LoadModel, on_step: Callable[[Step], None]) -> tuple[RunningModel, bool]:
+    """The model, and whether it reranks. Raises SetupError."""
     on_step("checks its files")
     path = Path(load.folder)
     if digest(path) != load.digest:
@@ -61,7 +62,7 @@ def _load(load: LoadModel, on_step: Callable[[Step], None]) -> RunningModel:
         )
     folder = read_folder(path)
     _compare(load, folder)
-    return make_model(folder, engine_threads(load.threads).number, load.tier, on_step)
+    return make_model(folder, engine_threads(load.threads).number, load.tier, on_step), folder.reranks
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:
@@ -73,7 +74,7 @@ def _compare(load: LoadModel, folder: Folder) -> None:
         raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
 
 
-def _answer(model: RunningModel, batch: RunBatch) -> Vectors | Failed:
+def _answer(model: RunningModel, batch: RunBatch, *, may_be_zero: bool) -> Vectors | Failed:
     begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)
@@ -83,7 +84,8 @@ def _answer(model: RunningModel, batch: RunBatch) -> Vectors | Failed:
         squares = [float(vectors[0].dot(vectors[0]))]  # an eighth of what the general way costs
     else:
         squares = np.einsum("ij,ij->i", vectors, vectors).tolist()
-    bad = [at for at, square in enumerate(squares) if not 0.0 < square < math.inf]  # also one that is not a number
+    least = 0.0 if may_be_zero else math.ulp(0.0)
+    bad = [at for at, square in enumerate(squares) if not least <= square < math.inf]  # also one that is not a number
     data = vectors.astype("<f4", copy=False).tobytes()
     return Vectors(batch.number, data, bad, time.process_time() - begun)
 

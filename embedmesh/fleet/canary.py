@@ -1,4 +1,4 @@
-"""Are the vectors the model's? Some answers are repeated by another node, and compared.
+"""Are vectors and scores the model's? Some answers are repeated by another node, and compared.
 
 The node cannot tell which: the second request is like any other, and comes after the first was answered. Where two
 nodes disagree, a trusted node decides, and the node that differs from it is quarantined. A quarantined node gets
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from embedmesh.fleet.examiner import Examiner, only, together
+from embedmesh.fleet.examiner import Examiner, only
 from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.fleet.second_opinion import Matrix, Opinion, SecondOpinions, rows_of
-from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
@@ -45,6 +45,14 @@ COSINE_MIN: dict[Tier, float] = {"exact": 0.995, "fast": 0.995, "int8": 0.96}
 """How alike two honest answers are at least. Honest bfloat16 and float32 differ by less than 0.001 (docs/choosing.md);
 int8 kernels differ by the CPU; noise of a twentieth of a component's size is already at 0.7."""
 
+SCORE_OFF_MAX: dict[Tier, float] = {"exact": 0.1, "fast": 0.1, "int8": 0.5}
+LOGIT_OFF_MAX: dict[Tier, float] = {"exact": 1.0, "fast": 1.0, "int8": 6.0}
+"""How far apart two honest scores of a pair are at most: as sigmoids, and as logits. In bfloat16 they are by 0.03 and
+0.2 (docs/decisions/0060). Sigmoids alone would hardly tell documents apart that are all beside the point; logits alone
+would, where one is large, condemn mere rounding."""
+LOGITS_COMPARED = (-12.0, 5.0)
+"""Further out all are alike: a server may tell sigmoids in 16 bits, and these have no more digits there."""
+
 
 class Canaries:
     """Implements the port `Observer`."""
@@ -65,10 +73,10 @@ class Canaries:
         node.fresh_answers += 1
         first_share = SEVERAL_SHARE if len(part.rows) > 1 else FIRST_SHARE
         share = first_share if node.fresh_answers <= FIRST_ANSWERS else LATER_SHARE
-        if self._dice.random() >= share or len(self._registry.ready(model.id)) < 2:
+        if self._dice.random() >= share or len(ready := self._registry.ready(model.id)) < 2:
             return
         ask_trusted = self._dice.random() >= 1.0 - TRUSTED_SHARE
-        chosen = self._some(counted, part)
+        chosen = self._some(counted, part, min(each.inputs_max for each in ready))
         question = only(counted, [part.rows[at] for at in chosen])
         first = Opinion(node, rows_of(reply, model)[chosen])
         self._spawn(self._compare(model, question, first, ask_trusted=ask_trusted))
@@ -98,7 +106,7 @@ class Canaries:
         if second is None:
             return
         both = (first, second)
-        if _alike(first.vectors, second.vectors, model.tier):
+        if _alike(first.vectors, second.vectors, model):
             for each in both:
                 each.node.counts["canaries_passed"] += 1
             return
@@ -114,17 +122,18 @@ class Canaries:
                 return
             truth = third
         for node, vectors in both:
-            if _alike(vectors, truth.vectors, model.tier):
+            if _alike(vectors, truth.vectors, model):
                 node.counts["canaries_passed"] += 1
             elif not node.trusted:
                 node.counts["canaries_failed"] += 1
-                self._registry.quarantine(node, "its vectors are not the model's", Check.CANARY)
+                self._registry.quarantine(node, f"its {_answers_of(model)} are not the model's", Check.CANARY)
 
     async def _probe(self, node: Node) -> None:
         """Ask a quarantined node and a trusted one the same question."""
-        model = self._examiner.model_of(node)
-        if model is None:
+        models = self._examiner.models_of(node)
+        if not models:
             return
+        model = models[0] if len(models) == 1 else models[int(self._dice.random() * len(models))]
         question = self._examiner.random_question(model, node, self._dice)
         truth = await self._opinions.of_trusted(model, question, node)
         if truth is None:
@@ -147,16 +156,25 @@ class Canaries:
         A node that answers wrongly is quarantined. This finds other weights and a wrong order of rows before any caller
         gets such a vector; a node that means to deceive is left to the canaries.
         """
-        model = self._examiner.model_of(node)
-        if node.trusted or model is None:
+        if node.trusted:
             return True
-        questions = [self._examiner.random_question(model, node, self._dice) for _ in range(PROVE_INPUTS)]
-        truth = await self._opinions.of_trusted(model, question := together(questions), node)
+        for model in self._examiner.models_of(node):
+            if not await self._prove(node, model):
+                return False
+        return True
+
+    async def _prove(self, node: Node, model: Model) -> bool:
+        """The same for one of its models."""
+        question = self._examiner.random_question(model, node, self._dice, PROVE_INPUTS)
+        inputs_max = min(each.inputs_max for each in (node, *self._registry.ready(model.id)))
+        inputs = range(len(question.lengths))
+        question = only(question, inputs[: cut(question.lengths, inputs, WHOLE_TOKENS_MAX, inputs_max).inputs])
+        truth = await self._opinions.of_trusted(model, question, node)
         if truth is None:
             return True
         right = await self._agrees(node, model, question, truth.vectors, REQUEST_MIN_S)
         if right is False:
-            self._registry.quarantine(node, "its first vectors are not the model's", Check.CANARY)
+            self._registry.quarantine(node, f"its first {_answers_of(model)} are not the model's", Check.CANARY)
         return right is True
 
     async def _agrees(self, node: Node, model: Model, question: Counted, truth: Matrix, within_s: float) -> bool | None:
@@ -165,7 +183,7 @@ class Canaries:
         try:
             async with asyncio.timeout(within_s):
                 reply = await self._examiner.embed(part, model, question)
-            right = _alike(rows_of(reply, model), truth, model.tier)
+            right = _alike(rows_of(reply, model), truth, model)
         except WrongAnswer:
             right = False
         except (NodeFailure, TimeoutError):
@@ -173,12 +191,12 @@ class Canaries:
         node.counts["canaries_passed" if right else "canaries_failed"] += 1
         return right
 
-    def _some(self, counted: Counted, part: Part) -> list[int]:
-        """Random inputs of a part to compare: as many as one node gets whole."""
+    def _some(self, counted: Counted, part: Part, inputs_max: int) -> list[int]:
+        """Random inputs of a part to compare: as many as any node gets whole."""
         left = list(range(len(part.rows)))
         some: list[int] = []
         tokens = 0
-        while left and len(some) < COMPARED_INPUTS_MAX:
+        while left and len(some) < min(COMPARED_INPUTS_MAX, inputs_max):
             at = left.pop(int(self._dice.random() * len(left)))
             tokens += counted.lengths[part.rows[at]]
             if some and tokens > WHOLE_TOKENS_MAX:
@@ -197,8 +215,27 @@ class Canaries:
             log.critical("a comparison ended (%s)", type(bug).__name__)  # no words: they may quote a text
 
 
-def _alike(one: Matrix, other: Matrix, tier: Tier) -> bool:
-    """Whether all pairs of rows point the same way. Both have the same shape; no row is zero."""
+def _answers_of(model: Model) -> str:
+    return "scores" if model.reranks else "vectors"
+
+
+def _alike(one: Matrix, other: Matrix, model: Model) -> bool:
+    """Whether all pairs of rows point the same way, or are about the same score. Both have the same shape."""
+    if model.reranks:
+        return scores_alike(one, other, model.tier)
     a, b = one.astype(np.float64), other.astype(np.float64)
     cosines = np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return bool((cosines >= COSINE_MIN[tier]).all())
+    return bool((cosines >= COSINE_MIN[model.tier]).all())
+
+
+def scores_alike(one: Matrix, other: Matrix, tier: Tier) -> bool:
+    """Whether all pairs of logits are about the same score; see SCORE_OFF_MAX."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    score_off, logit_off = SCORE_OFF_MAX[tier], LOGIT_OFF_MAX[tier]
+    told = np.abs(_sigmoid(a) - _sigmoid(b)) <= score_off
+    ranked = np.abs(np.clip(a, *LOGITS_COMPARED) - np.clip(b, *LOGITS_COMPARED)) <= logit_off
+    return bool((told & ranked).all())
+
+
+def _sigmoid(logits: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.float64]]":
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # of any number, without an overflow

@@ -1,12 +1,12 @@
-"""Health is a verified embedding, or a token that is made. One task a node asks for one: rarely while callers' own
-requests show that it works, often while it is out. Upstream servers are probed at their own pace (see pace)."""
+"""Health is a verified embedding or score, or a token that is made. One task a node asks for one: rarely while callers'
+own requests show that it works, often while it is out. Upstream servers are probed at their own pace (see pace)."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from embedmesh.fleet.examiner import PROBE_TEXT, PROBE_WORDS, Examiner
+from embedmesh.fleet.examiner import PROBE_WORDS, Examiner
 from embedmesh.fleet.pace import ProbePace
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.deadlines import attempt_s
@@ -49,7 +49,7 @@ class Prober:
         self._examiner = examiner
         self._registry = examiner.registry
         self._clock = examiner.clock
-        self._probes = {model.id: examiner.count([PROBE_TEXT], model) for model in examiner.catalogue.models}
+        self._probes = {model.id: examiner.probe(model) for model in examiner.catalogue.models}
         self._logged_models: set[str] = set()
         self._logged_unproven = self._logged_quiet = False
         self._began = self._clock.monotonic()
@@ -122,7 +122,7 @@ class Prober:
                     self._node.models = frozenset(model.id for model in models)
 
     async def probe(self, *, only_new: bool = False) -> None:
-        """One probe: what does the node serve, and does each of these models embed?
+        """One probe: what does the node serve, and does each of these models work?
 
         `only_new` leaves out the models that answers to callers prove already: a busy node has better to do.
         """
@@ -175,26 +175,27 @@ class Prober:
         return float(min(deadline_s * 2**self._late, LATE_PROBE_S))
 
     async def measure(self) -> None:
-        """One larger embedding, which shows a new node's speed before callers' large requests come."""
+        """One larger question for each kind of model, which shows a new node's speed before callers' large requests."""
         self._measured_at = self._clock.monotonic()
-        model = self._examiner.model_of(self._node)
-        if model is None:
-            return
+        with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already
+            async with asyncio.timeout(MEASURE_S):
+                for model in self._examiner.models_of(self._node):
+                    await self._embed(model, self._large_probe(model))
+
+    def _large_probe(self, model: Model) -> Counted:
         words = PROBE_WORDS
         repeats = min(SPEED_TOKENS, model.max_tokens) // (2 * len(words))  # a word may be two tokens
         texts = [" ".join(words[at:] + each * repeats) for each in (words, words[::-1]) for at in range(len(words))]
-        counted = self._examiner.count(texts[:SPEED_INPUTS], model)
-        with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already
-            async with asyncio.timeout(MEASURE_S):
-                await self._embed(model, counted)
+        return self._examiner.count(texts[:SPEED_INPUTS], model)
 
     async def _embed(self, model: Model, counted: Counted) -> None:
-        """A verified embedding. Raises a NodeFailure.
+        """A verified answer. Raises a NodeFailure.
 
         It teaches the node's speed, except while the node is out: then it includes a connection, or the node's start.
         """
         learns = self._node.state is NodeState.READY
-        part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, NODE_PROBE_S)
+        rows = tuple(range(min(len(counted.lengths), self._node.inputs_max)))
+        part = Part(self._node.node_id, rows, sum(counted.lengths[row] for row in rows), NODE_PROBE_S)
         load, well, late = self._node.load, False, False
         load.began(part.tokens, self._clock.monotonic())
         try:

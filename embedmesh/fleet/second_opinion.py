@@ -21,7 +21,7 @@ Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Opinion(NamedTuple):
-    """A node's verified vectors, one a row."""
+    """A node's verified vectors, or logits, one a row."""
 
     node: Node
     vectors: Matrix
@@ -58,6 +58,9 @@ class SecondOpinions:
 
     async def _attempts(self, ticket: Ticket, parts: "_PartQueue", model: Model, question: Counted) -> Opinion | None:
         while (part := await parts.next()) is not None:
+            if len(part.rows) < len(question.lengths):  # another node would answer the rest
+                ticket.abandoned(part)
+                break
             try:
                 try:
                     with within(attempt_s(part.expected_s), partial(_more_s, ticket, part)):

@@ -10,7 +10,7 @@ import msgspec
 from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
+from embedmesh.rules.holds import NOT_TOKENS, Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
 from embedmesh.rules.ids import id_at
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.lock_failures import LockUsed
@@ -21,7 +21,7 @@ from embedmesh.rules.shares import Room
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
 AFTER_MS = int((WRITE_REPLY_S + HOLD_GRACE_S) * 1000)  # of a hold beyond the time for the work
-IMAGES, INPUT = Meter.IMAGES, Meter.INPUT  # an enum's member is slow to look up
+INPUT = Meter.INPUT  # an enum's member is slow to look up
 IS_OPEN, CAPTURED = HoldState.OPEN, HoldState.CAPTURED
 
 Redeem = Callable[[bytes, int], Awaitable[Hold | PriorRequest]]
@@ -134,10 +134,10 @@ class Bill(msgspec.Struct, eq=False):
 
 
 def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
-    """Tokens of all meters; images are not counted in tokens."""
+    """Tokens of all meters; images and searches are not counted in tokens."""
     tokens = 0
     for each in metered:
-        if each.meter is not IMAGES:
+        if each.meter not in NOT_TOKENS:
             tokens += each.quantity
     return tokens
 

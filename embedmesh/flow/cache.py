@@ -68,6 +68,7 @@ class Remembered:
             ids=[counted.ids[at] for at in unknown] if counted.ids is not None else None,
             texts=[counted.texts[at] for at in unknown] if counted.texts is not None else None,
             truncated=counted.truncated,
+            query=counted.query,
         )
 
     def join(self, answer: Answer | None, width: int) -> Answer:

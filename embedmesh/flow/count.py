@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from itertools import repeat
 from operator import add, floordiv
 
+from embedmesh.flow.heads import Head, heads
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Call, Counted
 from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
@@ -16,7 +17,6 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Decoder, Tokenizer
 
 SOON_IDS_MAX = 512  # of a foreign vocabulary: decoded within microseconds
-BATCH_CHARS = 8_192  # of short texts that are looked at together
 SPECIALS_MAX = 8  # special tokens that a model may add to an input; two or three in all that we know
 
 CanPay = Callable[[int], None]
@@ -137,58 +137,29 @@ class _Counting:
             yield
 
     def take_texts(self, texts: Iterator[str]) -> Generator[None, None, None]:
-        """Texts, the prompt not yet added: short ones together, long ones piece by piece."""
+        """Texts, the prompt not yet added."""
         self._texts = []
-        batch: list[str] = []
-        chars = 0
-        for given in texts:
-            text = self._prompt + given
-            if self._tokenizer.next_cut(text, 0) == len(text):
-                batch.append(text)
-                chars += len(text)
-                if chars < BATCH_CHARS:
-                    continue
-                yield from self._take_batch(batch)
-            else:
-                yield from self._take_batch(batch)
-                yield from self._take_long(text, [])
-            batch, chars = [], 0
-        yield from self._take_batch(batch)
-
-    def _take_batch(self, batch: list[str]) -> Generator[None, None, None]:
-        if not batch:
-            return
-        for text, ids in zip(batch, self._tokenizer.ids(batch), strict=True):
-            if len(ids) <= self._room:
-                self._add(ids, text, cut=False)
-            else:
-                yield from self._take_long(text, ids)
-        yield
-
-    def _take_long(self, text: str, known: list[int]) -> Generator[None, None, None]:
-        """Of a text of one piece the ids may be `known`."""
-        head = known
-        cuts, before = ([0, len(text)], 0) if known else ([0], 0)
-        while cuts[-1] < len(text) and len(head) <= self._room:
-            cuts.append(self._cut(text, cuts[-1]))
-            before = len(head)
-            head = head + self._tokenizer.ids([text[cuts[-2] : cuts[-1]]])[0]
+        for head in heads(self._tokenizer, map(self._prompt.__add__, texts), self._room):
+            yield from self._take(head)
             yield
-        if len(head) <= self._room:
-            self._add(head, text, cut=False)
+
+    def _take(self, head: Head) -> Generator[None, None, None]:
+        while head.wants_more:
+            head.read_on(self._tokenizer, self._name())
+            yield
+        if head.count <= self._room:
+            self._add(head.ids, head.text, cut=False)
             return
-        self._may_cut(len(head), exact=cuts[-1] == len(text))
+        self._may_cut(head.count, exact=head.is_whole)
         if self._call.truncate == "end":
-            last = text[cuts[-2] : cuts[-1]]
-            last = self._tokenizer.clip(last, self._room - before, end=False) if before < self._room else ""
-            self._add(head[: self._room], text[: cuts[-2]] + last, cut=True)
+            self._add(head.ids[: self._room], head.clip(self._tokenizer, self._room), cut=True)
             return
         kept = len(self._tokenizer.ids([self._prompt])[0]) if self._prompt else 0
-        while cuts[-1] < len(text):
-            cuts.append(self._cut(text, cuts[-1]))
+        while not head.is_whole:
+            head.skip(self._tokenizer, self._name())
             yield
-        tail, clipped = yield from self._find_tail(text, cuts, self._room - kept)
-        self._add(head[:kept] + tail, self._prompt + clipped if kept else clipped, cut=True)
+        tail, clipped = yield from self._find_tail(head.text, head.cuts, self._room - kept)
+        self._add(head.ids[:kept] + tail, self._prompt + clipped if kept else clipped, cut=True)
 
     def _find_tail(self, text: str, cuts: list[int], tokens: int) -> Generator[None, None, tuple[list[int], str]]:
         """The last ids of a text that has more, and what they stand for."""
@@ -204,16 +175,6 @@ class _Counting:
             parts.append(part)
             missing, at = missing - len(part), at - 1
             yield
-
-    def _cut(self, text: str, start: int) -> int:
-        cut = self._tokenizer.next_cut(text, start)
-        if cut is None:
-            raise ContextLengthExceeded(
-                f"This input has more than {len(text) - start:,} characters without a place where it can be cut to "
-                "be counted. Shorten it.",
-                param=self._name(),
-            )
-        return cut
 
     def _add(self, ids: list[int], text: str | None, *, cut: bool) -> None:
         """Add the next input."""

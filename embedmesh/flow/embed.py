@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -22,12 +22,16 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import EMBED_SCOPE, Caller, Catalogue
+from embedmesh.rules.reranking import RerankCall
 from embedmesh.rules.served import ParseTerms, no_such_model
 
 NODES_NAMED_MAX = 8  # in a header; the ledger has all
 COMPONENT_BYTES = 4
 INPUT = Meter.INPUT  # an enum's member is slow to look up
 NOT_COUNTED = Counted([])
+
+AnyCall = TypeVar("AnyCall", Call, RerankCall)
+Asked = TypeVar("Asked", contravariant=True)
 
 
 class Embedded(msgspec.Struct, frozen=True, array_like=True):
@@ -38,7 +42,19 @@ class Embedded(msgspec.Struct, frozen=True, array_like=True):
     cached: int | None = None
 
 
-class Dialect(Protocol):
+class ReplyForm(Protocol[Asked]):
+    """How the reply to a request is written."""
+
+    def reply_bytes_max(self, call: Asked, width: int) -> int:
+        """What the reply takes in memory at most, in bytes: its body and its vectors, `width` components each."""
+        ...
+
+    def render(self, call: Asked, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+        """The reply, with these headers and the form's own."""
+        ...
+
+
+class Dialect(ReplyForm[Call], Protocol):
     """How one API writes embedding requests and replies. Knows the rules only."""
 
     def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
@@ -47,14 +63,6 @@ class Dialect(Protocol):
 
     def parse_ordinary(self, body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | None:
         """The same for a request that needs no closer look; None for any other."""
-        ...
-
-    def reply_bytes_max(self, call: Call, width: int) -> int:
-        """What the reply takes in memory at most, in bytes: its body and its vectors, `width` components each."""
-        ...
-
-    def render(self, call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
-        """The reply, with these headers and the dialect's own."""
         ...
 
     @property
@@ -98,24 +106,28 @@ class Embeddings:
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = world.catalogue.models if model is None else (model,)
-        return min(world.prices.of(each, account_id) for each in models)
+        return min((world.prices.of(each, account_id) for each in models if each.search_price is None), default=0)
 
     def may_be_free(self, world: World, caller: Caller) -> bool:
         return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
 
 
-class EmbeddingsCall(msgspec.Struct, eq=False):
-    """One valid request. Implements the protocol `Invocation`."""
+class EncodingCall(msgspec.Struct, Generic[AnyCall], eq=False):
+    """One valid request for what nodes make of some inputs, `Model.width` numbers of each.
 
-    dialect: Dialect
-    call: Call
+    Implements the protocol `Invocation`, but for `count`. What is charged may differ by operation: `set_prices`,
+    `metered`.
+    """
+
+    form: ReplyForm[AnyCall]
+    call: AnyCall
     model: Model
     user: str | None
     counted: Counted = NOT_COUNTED
     begun: Begun | None = None  # an attempt that is under way already
-    _found: Remembered | None = None  # in the cache
+    found: Remembered | None = None  # in the cache
     missing: Counted = NOT_COUNTED  # what has to be embedded
-    _free_tokens: int = 0
+    free_tokens: int = 0  # that the cache gives
     price: int = 0
     _learnt: Learnt | None = None
 
@@ -124,7 +136,7 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
 
     @property
     def reply_bytes_max(self) -> int:
-        return self.dialect.reply_bytes_max(self.call, self.model.width)
+        return self.form.reply_bytes_max(self.call, self.model.width)
 
     def check_served(self, world: World) -> None:
         if not world.fleet.may_come(self.model):
@@ -134,18 +146,11 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
     def kept_bytes(self) -> int:
         return len(self.counted.lengths) * self.model.width * COMPONENT_BYTES
 
-    async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
-        tokenizer = world.tokenizers.get(self.model.id)
-        self.counted = await count(
-            self.call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
-        )
-        return self.counted.tokens
-
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
         counted, model = self.counted, self.model
         if caller.cache is not CachePolicy.OFF:
-            self._found = world.cache.look(caller.account_id, model, counted)
-        found = self._found
+            self.found = world.cache.look(caller.account_id, model, counted)
+        found = self.found
         self.missing = missing = found.missing if found is not None and found.inputs else counted
         within_s = REQUEST_MIN_S
         if missing.lengths:
@@ -153,15 +158,15 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
             if not claimed:  # else the result may have been kept, or is under way
                 world.fleet.may_wait(model, missing.tokens, caller.account_id)
         free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
-        self._free_tokens = free
-        self.price = world.prices.of(model, caller.account_id)
+        self.free_tokens = free
+        self.set_prices(world, caller)
         result = None
         if found is not None and free == counted.tokens:  # no node, no debt
             result = Embedded(found.join(None, model.width), counted.truncated, found.inputs)
-        return Bound((self._metered(counted.tokens),), within_s, result)
+        return Bound(self.metered(counted.tokens), within_s, result)
 
     async def work(self, world: World, bill: Bill) -> Embedded:
-        missing, found = self.missing, self._found
+        missing, found = self.missing, self.found
         answer = None
         if missing.lengths:
             left_s = bill.until - world.clock.monotonic()
@@ -173,7 +178,7 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
         if found is not None:
             answer = found.join(answer, self.model.width)
         assert answer is not None
-        bill.owe(self._metered(answer.tokens), shares=answer.shares)
+        bill.owe(*self.metered(answer.tokens), shares=answer.shares)
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
@@ -183,12 +188,27 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
             headers[NODE_HEADER] = ",".join([share.node_id for share in (first, *others[: NODES_NAMED_MAX - 1])])
         if result.cached is not None:
             headers[CACHED_HEADER] = str(result.cached)
-        return self.dialect.render(self.call, result.truncated, result.answer, headers)
+        return self.form.render(self.call, result.truncated, result.answer, headers)
 
     def paid(self, world: World, caller: Caller) -> None:
         if self._learnt is not None:
             world.cache.keep(caller.account_id, self.model, self._learnt)
 
-    def _metered(self, tokens: int) -> Metered:
-        """The meter for that many tokens, without those that the cache gives free."""
-        return Metered(INPUT, tokens - self._free_tokens, self.price)
+    def set_prices(self, world: World, caller: Caller) -> None:
+        """Find out what `metered` needs to know: hold and charge are at the same prices."""
+        self.price = world.prices.of(self.model, caller.account_id)
+
+    def metered(self, tokens: int) -> tuple[Metered, ...]:
+        """What is charged where nodes and cache have counted that many tokens, but for what the cache gives free."""
+        return (Metered(INPUT, tokens - self.free_tokens, self.price),)
+
+
+class EmbeddingsCall(EncodingCall[Call], eq=False):
+    """One valid request for embeddings. Implements the protocol `Invocation`."""
+
+    async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
+        tokenizer = world.tokenizers.get(self.model.id)
+        self.counted = await count(
+            self.call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
+        )
+        return self.counted.tokens

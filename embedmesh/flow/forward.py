@@ -306,7 +306,7 @@ def caller_failure(last: NodeFailure | None) -> Failure:
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
         case UpstreamRefused(too_long=True):
-            return ContextLengthExceeded("The prompt, with the answer's limit, is longer than this model takes.")
+            return ContextLengthExceeded("The input, with its answer's limit if any, is longer than this model takes.")
         case UpstreamRefused(said=said) if said:
             return InvalidValue(f"The server that runs this model refuses the request: {said}")
         case UpstreamRefused():

@@ -3,13 +3,13 @@
 The work and its delivery are those of every request. What differs is the ledger that its bill sees.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from embedmesh.flow.bill import Bill, set_aside
 from embedmesh.flow.deliver import REPLAYED, Done, Request, reply_headers, work_under
-from embedmesh.flow.embed import Embedded, EmbeddingsCall
+from embedmesh.flow.embed import Embedded, EncodingCall
 from embedmesh.flow.idempotency import check_key
 from embedmesh.flow.operation import CanPay, Operation
 from embedmesh.flow.world import World
@@ -65,7 +65,9 @@ class JobLedger:
 def check_job(world: World, operation: Operation, head: RequestHead) -> None:
     """Raise a CallerFailure for a request that no job can have."""
     if operation.result is not Embedded:
-        raise InvalidValue(f"Only embeddings can be charged to a job: leave {JOB_HEADER} out.", param=JOB_HEADER)
+        raise InvalidValue(
+            f"Only embeddings and reranking can be charged to a job: leave {JOB_HEADER} out.", param=JOB_HEADER
+        )
     if head.idempotency_key is None:
         raise MissingParameter(
             f"A request with {JOB_HEADER} needs an Idempotency-Key: each key of a job is charged once.",
@@ -99,13 +101,13 @@ async def can_pay(
 async def under_job(world: World, request: Request, tokens: int) -> Done:
     """Set money of the job aside, have the work done and render the reply. Raises a Failure."""
     caller, call, head = request.caller, request.call, request.head
-    call = cast(EmbeddingsCall, call)  # or around one: see `check_job`
     assert head.job is not None and head.idempotency_key is not None
     bound = call.bound(world, caller, claimed=False)
     if isinstance(bound.free, Embedded):  # no node, no debt
         return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
     claim = world.claim_of(head.idempotency_key, request.body)
-    ledger = JobLedger(_jobs_of(world), head.job, len(call.counted.lengths), tokens, world.clock)
+    texts = len(cast(EncodingCall[Any], call).counted.lengths)  # or around one: see `check_job`
+    ledger = JobLedger(_jobs_of(world), head.job, texts, tokens, world.clock)
     bill = await set_aside(
         ledger,
         caller,

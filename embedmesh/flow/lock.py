@@ -13,7 +13,7 @@ from embedmesh.rules.confidential import (
     SealingFleet,
     SealingNode,
 )
-from embedmesh.rules.errors import InvalidValue, NoNodeAvailable
+from embedmesh.rules.errors import InvalidValue, NoNodeAvailable, UnsupportedModality
 from embedmesh.rules.holds import Hold, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN, REQUEST_TOKENS_MAX
@@ -39,13 +39,15 @@ async def lock_node(
 ) -> tuple[LockTerms, SealingNode]:
     """A lock on the node that would be done first, of all or `among` some, for `units` tokens and `span_s` seconds.
 
-    Raises ModelNotFound, InsufficientScope, InvalidValue, NoNodeAvailable, InsufficientQuota, RateLimited or
-    StoreUnavailable.
+    Raises ModelNotFound, InsufficientScope, UnsupportedModality, InvalidValue, NoNodeAvailable, InsufficientQuota,
+    RateLimited or StoreUnavailable.
     """
     model = world.catalogue.find(model_name)
     if model is None or not world.fleet.may_come(model):
         raise no_such_model(model_name, world.catalogue, world.terms.serves)
     may_use(caller, model)
+    if model.reranks:
+        raise UnsupportedModality("Rerankers take no confidential requests. Use POST /v1/rerank.", param="model")
     check_units(units, "max_num_tokens")
     if not LOCK_S_MIN <= span_s <= LOCK_S_MAX:
         raise InvalidValue(f"`timeout` is {LOCK_S_MIN} to {LOCK_S_MAX} seconds.", param="timeout")
@@ -79,7 +81,7 @@ async def lock_node(
 def _price_of(world: World, model: Model, account_id: str, units: int) -> tuple[int, int]:
     """The dearest price of a million tokens, and what is set aside: for all units at that, or for the dearest image."""
     prices = world.prices
-    price = max(prices.of(model, account_id), 0 if model.encodes else prices.meter(model, account_id, Meter.OUTPUT))
+    price = max(prices.of(model, account_id), 0 if model.embeds else prices.meter(model, account_id, Meter.OUTPUT))
     amount = cost_nanousd(units, price)
     for size in model.image_prices:
         amount = max(amount, cost_nanousd(1, prices.image(model, account_id, size)))

@@ -31,7 +31,7 @@ from embedmesh.rules.holds import Charge, Hold, HoldEnd, Meter, Metered
 from embedmesh.rules.ports import Caller, Ledger
 from embedmesh.rules.traces import Attribute, Trace
 
-OPERATIONS = {"chat": "chat", "completions": "text_completion", "images": "image_generation"}
+OPERATIONS = {"chat": "chat", "completions": "text_completion", "images": "image_generation", "rerank": "rerank"}
 """By modality, in the words of OpenTelemetry's conventions for generative AI where they have one."""
 EMBEDS = "embeddings"
 BATCHES = "batches of "  # whose share of the rate is not that of the account's requests

@@ -42,4 +42,4 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
         if model.reranks:
             return  # a score may be 0
         raise WrongAnswer("a vector is all zeros", check=Check.ZERO)
-    raise WrongAnswer("a vector has a component that is not finite", check=Check.FINITE)
+    raise WrongAnswer("a component or a score is not finite", check=Check.FINITE)

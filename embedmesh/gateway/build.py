@@ -45,6 +45,7 @@ from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
+from embedmesh.gateway.api.rerank_api import RERANK, RERANK_PATH
 from embedmesh.gateway.api.routes import Api, OperatorAccess
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
@@ -283,7 +284,11 @@ def _jobs(
 ) -> JobParts:
     """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
     clock = world.clock
-    endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
+    endpoints: dict[str, Operation] = {
+        EMBEDDINGS_PATH: EMBEDDINGS,
+        RERANK_PATH: RERANK,
+        **generations(fleet.clients, leases),
+    }
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
     bounds = FileBounds(of_account=settings.files_bytes_max)
     files = FileStore(files_place(settings), store.files, store.batches, store.key_secret, clock, bounds)

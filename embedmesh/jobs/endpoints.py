@@ -38,6 +38,9 @@ class FixedPrices(msgspec.Struct, frozen=True):
     def image(self, model: Model, account_id: str, size: str) -> int:
         return self.prices[IMAGE_PRICE + size]
 
+    def search(self, model: Model, account_id: str) -> int:
+        return self.prices[Meter.SEARCHES.value]
+
 
 def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) -> dict[str, int]:
     """What a batch of this model costs that begins now, by the names of the meters."""
@@ -45,6 +48,8 @@ def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) ->
     if not model.encodes:
         found |= {meter.value: prices.meter(model, account_id, meter) for meter in (Meter.CACHED, Meter.OUTPUT)}
         found |= {IMAGE_PRICE + size: prices.image(model, account_id, size) for size in model.image_prices}
+    if model.search_price is not None:
+        found[Meter.SEARCHES.value] = prices.search(model, account_id)
     return {name: batch_price(price, ratio_ppm) for name, price in found.items()}
 
 
@@ -75,7 +80,7 @@ def world_of_lines(world: World, leftover: Leftover) -> World:
 
 
 class CountedLine(msgspec.Struct):
-    """A line's request, parsed and counted. `inputs` is how many texts it has, 1 for what is no embedding."""
+    """A line's request, parsed and counted. `inputs` is how many texts or pairs it has, 1 for what is generated."""
 
     call: Invocation
     tokens: int

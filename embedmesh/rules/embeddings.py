@@ -26,7 +26,7 @@ ID_BYTES = 4
 UINT32 = struct.Struct("<I").pack
 ENDS_FIRST = 1 << 31
 """Added to the last id of a pair's first segment, which is the query with the special tokens behind it. No vocabulary
-has so many ids. Tokens behind it are of the second segment, also where a text spells a special token."""
+has as many ids. Tokens behind it are of the second segment, also where a text spells a special token."""
 
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds, EmbedVectors and sealed calls
 

@@ -89,6 +89,9 @@ class Meter(Enum):
     SEARCHES = "searches"  # of a reranker that is priced so: a query with up to a hundred documents
 
 
+NOT_TOKENS = (Meter.IMAGES, Meter.SEARCHES)
+
+
 class Metered(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """A quantity of one meter, at its price in nano-USD per million. `estimated`: it is our count, not the node's."""
 
@@ -103,7 +106,7 @@ class Charge(msgspec.Struct, frozen=True):
 
     `node_id` is the node that did most of it; `payables`, at most one a node, are together at most the cost. `price` is
     in nano-USD per million tokens. Where a request has other meters than tokens of one price, `meters` names them all,
-    `tokens` is their sum without images, and `price` is None.
+    `tokens` is their sum without images and searches, and `price` is None.
     """
 
     cost_nanousd: int

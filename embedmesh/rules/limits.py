@@ -8,6 +8,8 @@ Limits that nobody outside can meet stand beside the code that they bound.
 REQUEST_BODY_BYTES_MAX = 4 * 1024 * 1024  # 300,000 tokens of ordinary text are 1.5 MB; JSON escapes may double that
 REQUEST_INPUTS_MAX = 2_048  # what OpenAI's API takes in one request
 REQUEST_TOKENS_MAX = 300_000  # what OpenAI's API takes in one request
+RERANK_DOCUMENTS_MAX = 2_048  # of one rerank request: as many as there are inputs of other requests
+RERANK_TOKENS_MAX = 2_048 * 512  # of its pairs: as many documents, each as long as common rerankers take
 USER_CHARS_MAX = 512  # of the field `user`
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 IDEMPOTENCY_WAITERS_MAX = 128  # requests that wait for the first with their key; each asks the store 4 times a second

@@ -34,13 +34,13 @@ class Check(Enum):
     COUNT = "count"  # as many vectors as inputs, as many answers as asked for, and no longer ones
     ORDER = "order"  # each input's index once
     WIDTH = "width"
-    ENCODING = "encoding"  # strict base64, or numbers that are float32
+    ENCODING = "encoding"  # strict base64, or numbers that are float32; sigmoids within 0 and 1
     FINITE = "finite"
     ZERO = "zero"  # no vector is all zeros
     TOKENS = "tokens"  # as many as we counted
     SIGNATURE = "signature"
     RECEIPTS = "receipts"
-    CANARY = "canary"  # the vectors are those of a trusted node
+    CANARY = "canary"  # the vectors, or scores, are those of a trusted node
 
 
 class Reason(NamedTuple):

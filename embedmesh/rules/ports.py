@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.embeddings import Ids
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, PriorRequest, StreamNote
 from embedmesh.rules.models import Model
 
@@ -159,11 +160,18 @@ class Prices(Protocol):
         ...
 
     def meter(self, model: Model, account_id: str, meter: Meter) -> int:
-        """Of a million tokens of a meter. Cached input never costs more than other input. Images: see `image`."""
+        """Of a million tokens of a meter. Cached input never costs more than other input.
+
+        Images and searches: see `image`, `search`.
+        """
         ...
 
     def image(self, model: Model, account_id: str, size: str) -> int:
         """Of a million images of one of the sizes of `Model.image_prices`. Raises KeyError for another size."""
+        ...
+
+    def search(self, model: Model, account_id: str) -> int:
+        """Of a million searches of a model that has a `search_price`."""
         ...
 
 
@@ -247,7 +255,12 @@ class Tokenizer(Protocol):
 
     @property
     def specials(self) -> int:
-        """How many special tokens the model adds to each input."""
+        """How many special tokens the model adds to each input; of a model that reranks, around a pair."""
+        ...
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """The special tokens between the texts of a pair; none where the model takes no pairs."""
         ...
 
     @property
@@ -268,6 +281,13 @@ class Tokenizer(Protocol):
         """The same as little-endian uint32, if it takes at most about a millisecond whatever the texts are; else None.
 
         These are an input's `Ids` as a node is sent them, four bytes each.
+        """
+        ...
+
+    def pair(self, query: Ids, document: Ids) -> bytes:
+        """The ids of a pair, as a node is sent them: `query`, the special tokens between, `document`.
+
+        The last of those between has ENDS_FIRST. Special tokens around the pair are not yet added.
         """
         ...
 

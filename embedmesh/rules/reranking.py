@@ -36,8 +36,19 @@ class Ranked(msgspec.Struct, frozen=True, array_like=True):
     score: float
 
 
+class RerankCounts(msgspec.Struct, frozen=True):
+    """What callers are told that a request was: `tokens` of all pairs, and how many pairs were cut (`truncated`).
+
+    `searches` is None where tokens are paid. Both are those of all documents, of remembered scores, too.
+    """
+
+    tokens: int
+    searches: int | None
+    truncated: int
+
+
 def searches_of(documents: int) -> int:
-    """How many searches a request with so many documents is charged for."""
+    """How many searches a request with that number of documents is charged for."""
     return -(-documents // SEARCH_DOCUMENTS)
 
 

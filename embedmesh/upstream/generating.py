@@ -41,7 +41,7 @@ class UpstreamGeneration:
         except TooLarge as failure:
             raise _more_than_asked(failure) from None
         except UpstreamRefused as refused:
-            raise _in_our_words(refused, offer, model) from None
+            raise in_our_words(refused, offer, model) from None
         except NodeBroke as failure:
             raise _of_this_request(failure) from None
 
@@ -51,7 +51,7 @@ class UpstreamGeneration:
         try:
             return await self._usage_told(_named(offer, asked) | {"stream": True}, asked)
         except UpstreamRefused as refused:
-            raise _in_our_words(refused, offer, model) from None
+            raise in_our_words(refused, offer, model) from None
         except NodeBroke as failure:
             raise _of_this_request(failure) from None
 
@@ -173,7 +173,7 @@ def _whole(reply: Http1Reply) -> bytes:
     return body
 
 
-def _in_our_words(refused: UpstreamRefused, offer: Offer, model: Model) -> UpstreamRefused:
+def in_our_words(refused: UpstreamRefused, offer: Offer, model: Model) -> UpstreamRefused:
     """The same, with our name for the model: theirs may be a path."""
     if offer.name:
         refused.said = refused.said.replace(offer.name, model.id)

@@ -19,11 +19,12 @@ BUSY = (408, 429, 503)
 SAID_CHARS_MAX = 500  # a sentence or two; some servers repeat the request
 ERROR_LOOK_BYTES = 64  # at the begin of an event or a reply, where an error object names itself
 REDIRECTED = "; it redirects us: is its address right?"  # we do not follow
+NAME_HINT = "; are its address and its name for the model right?"
 STATUS_HINTS = {
     **dict.fromkeys((301, 302, 303, 307, 308), REDIRECTED),
     401: "; is its token right?",
     403: "; is its token right?",
-    404: "; are its address and its name for the model right?",
+    404: NAME_HINT,
 }
 TOO_LONG_CODES = ("context_length", "exceed_context_size")
 TOO_LONG = re.compile(

@@ -41,7 +41,7 @@ def parse_url(url: str) -> UpstreamUrl:
 
 
 class UpstreamServer:
-    """One server. Paths are below that of its URL, without a leading slash."""
+    """One server. Paths are below that of its URL, without a leading slash; or from the root on, with one."""
 
     def __init__(self, url: UpstreamUrl, token: str) -> None:
         tls = ssl.create_default_context() if url.tls else None
@@ -77,8 +77,9 @@ class UpstreamServer:
 
     def _request(self, path: str, body: dict[str, Any], accept: str) -> bytes:
         encoded = json.dumps(body, ensure_ascii=False).encode()
+        target = path if path.startswith("/") else f"{self._path}/{path}"
         head = (
-            f"POST {self._path}/{path}{self._lines}Accept: {accept}\r\nAccept-Encoding: identity\r\n"
+            f"POST {target}{self._lines}Accept: {accept}\r\nAccept-Encoding: identity\r\n"
             f"Content-Length: {len(encoded)}\r\n\r\n"
         )
         return head.encode("latin-1") + encoded

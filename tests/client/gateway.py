@@ -72,6 +72,23 @@ def embed(request: Members) -> Members:
     }
 
 
+def score_of(query: str, document: str) -> float:
+    """What every reranker gives for a pair: different for each, the same every time."""
+    return int.from_bytes(hashlib.sha256(f"{query}\0{document}".encode()).digest()[:4]) / 2**32
+
+
+def rank(request: Members) -> Members:
+    """The right answer to a rerank request: five tokens a pair."""
+    scores = [score_of(request["query"], document) for document in request["documents"]]
+    order = sorted(range(len(scores)), key=lambda at: -scores[at])[: request["top_n"]]
+    return {
+        "id": "rerank",
+        "model": request["model"],
+        "results": [{"index": at, "relevance_score": scores[at]} for at in order],
+        "usage": {"prompt_tokens": 5 * len(scores), "total_tokens": 5 * len(scores)},
+    }
+
+
 def envelope(code: str, message: str = "no", param: str | None = None, **more: Any) -> Members:
     return {"error": {"message": message, "type": "t", "param": param, "code": code, **more}}
 
@@ -218,6 +235,9 @@ class ScriptedGateway:
         match received.path:
             case "/v1/embeddings":
                 reply = embed(received.body)
+                return 200, self.on_reply(reply) or reply
+            case "/v1/rerank":
+                reply = rank(received.body)
                 return 200, self.on_reply(reply) or reply
             case "/v1/nodes/lock":
                 reply = self.lock(received.body)

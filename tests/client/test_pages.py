@@ -10,12 +10,14 @@ import pytest
 
 import embedmesh.client
 from embedmesh.client.bulk.options import BulkOptions
+from embedmesh.client.rerank import RerankOptions
 from embedmesh.client.words import NODE_WORDS, REPLY_WORDS
 from tests.client.gateway import KEY, ScriptedGateway
 
 ROOT = Path(__file__).parent.parent.parent
 HOW_TO = (ROOT / "docs" / "how-to" / "confidential.md").read_text("utf-8")
 MANY_TEXTS = (ROOT / "docs" / "how-to" / "many-texts.md").read_text("utf-8")
+RERANK = (ROOT / "docs" / "how-to" / "rerank.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.+?)```", HOW_TO, re.S)
 
 
@@ -42,7 +44,7 @@ def test_the_how_to_has_every_reason_and_every_error() -> None:
     assert words(before.partition("| reason, before")[2]) >= NODE_WORDS.keys() | {"not_pinned"}
     assert words(after) >= REPLY_WORDS.keys()
     errors = {name for name in embedmesh.client.__all__ if is_error(name)}
-    assert words(HOW_TO) | words(MANY_TEXTS) >= errors - {"NotTrusted"}
+    assert words(HOW_TO) | words(MANY_TEXTS) | words(RERANK) >= errors - {"NotTrusted"}
 
 
 @pytest.mark.parametrize("program", re.findall(r"```python\n(.+?)```", MANY_TEXTS, re.S))
@@ -55,6 +57,10 @@ def test_a_program_for_many_texts_runs_as_it_is(gateway: ScriptedGateway, tmp_pa
     assert done.returncode == 0, done.stderr.decode()
     assert sum(len(one.body["input"]) for one in gateway.received) == 1_000
     assert done.stdout.decode().splitlines()[-1] == "(1000, 4)"
+
+
+def test_every_option_for_rerank_is_explained() -> None:
+    assert words(RERANK) >= RerankOptions.__annotations__.keys()
 
 
 def test_every_option_for_many_texts_is_explained() -> None:

@@ -11,6 +11,7 @@ from embedmesh.commands.models import models
 from embedmesh.engine.folder import digest
 from embedmesh.engine.precision import tiers_here
 from embedmesh.rules.errors import SetupError
+from tests.engine.test_rerankers import GOLDENS
 from tests.engine.tiny import make_folder
 
 TEXTS = "".join(f"w{n % 50} w{n * 7 % 50} w{n * 3 % 50}\n\n" for n in range(120))
@@ -30,6 +31,23 @@ def test_inspect_says_what_a_model_will_take_in_words_that_a_catalogue_skips(tmp
     said = json.loads(run("inspect", folder, "--json").stdout)["estimate"]
     assert said["memory_bytes"] > said["loading_bytes"] > 100e6
     assert said["tokens_per_s"] > 1_000 * said["cores"]
+
+
+def test_a_reranker_s_entry_has_what_a_reranker_has(tmp_path: Path) -> None:
+    """It loads as it is printed, is listed and checked; int8 is refused with the reason."""
+    file = tmp_path / "models.toml"
+    file.write_text(run("inspect", GOLDENS / "bert").stdout.replace("# or search_price", "search_price"))
+    model = parse_catalogue(file.read_text(), name="m.toml", base=tmp_path).written[0]
+    assert (model.reranks, model.scores, model.width, model.max_tokens) == (True, "raw", 1, 40)
+    assert (model.digest, model.price, model.search_price) == (digest(GOLDENS / "bert"), 0, 100_000)
+    said = json.loads(run("inspect", GOLDENS / "gte", "--json").stdout)
+    assert said["modalities"] == ["rerank"]
+    assert not {"width", "token_ids", "prompts"} & set(said)
+    listed = run("list", "--catalogue", file).stdout
+    assert "reranks, scores raw, at most 40 tokens, $0.0001 a search" in listed
+    assert run("check", "--catalogue", file).stdout == "bert: ok\n"
+    refused = run("quantize", GOLDENS / "bert", "-o", tmp_path / "int8").exception
+    assert "bert reranks, and int8 is made and judged for models that make vectors" in str(refused)
 
 
 @pytest.mark.story

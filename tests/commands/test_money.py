@@ -315,6 +315,12 @@ max_tokens = 1000
 price = 150_000_000
 output_price = 600_000_000
 image_prices = { "1024x1024" = 40_000_000 }
+
+[[models]]
+id = "acme/reranker"
+modalities = ["rerank"]
+max_tokens = 512
+search_price = 2_000_000
 """
 
 
@@ -339,6 +345,11 @@ def test_each_meter_has_a_price(run: Run, tmp_path: Path) -> None:
     rows = [re.split(" {2,}", line)[2:4] for line in told(prices("list")).splitlines()]
     units = ["a million tokens", "$0.20"], ["an image of 1024x1024", "$0.05"], ["a million output tokens", "$0.50"]
     assert rows == [["of", "price"], *units]
+    said = told(prices("set", "acme/reranker", "0.001", "--meter", "searches", "--account", "local"))
+    assert said.startswith("A search by acme/reranker costs $0.001 for local from ")
+    (one,) = shown(prices("list", "acme/reranker", "--json"))
+    assert (one["meter"], one["price_nanousd_per_search"]) == ("searches", 1_000_000)
+    assert "use one of searches." in prices("set", "acme/reranker", "0.001").stderr
     said = told(prices("end", "acme/writer", "--meter", "output"))
     assert said.startswith("The price of a million output tokens of acme/writer for all accounts has ended")
     again = prices("end", "acme/writer", "--meter", "output")

@@ -12,7 +12,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.dialects import cohere, google, ollama, tei
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import FORMS
-from embedmesh.rules.errors import ContextLengthExceeded, Failure
+from embedmesh.rules.errors import ContextLengthExceeded, Failure, InvalidValue
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.models import Model
 from embedmesh.rules.served import ORDINARY
@@ -61,6 +61,9 @@ def test_what_fails_once_a_request_is_parsed_is_told_in_its_own_words() -> None:
     words = '`input.1` has 9 tokens; it takes at most 5. Shorten it, or send "truncate": "end".'
     told = json.loads(tei.EMBED.envelope(ContextLengthExceeded(words, param="input.1")))
     assert told["error"] == "`inputs.1` has 9 tokens; it takes at most 5. Shorten it."
+    words = 'The reply would take up to 9 bytes. Split the inputs, or ask for "encoding_format": "base64".'
+    told = json.loads(cohere.EMBED.envelope(InvalidValue(words, param="input")))
+    assert told == {"message": "The reply would take up to 9 bytes. Split the inputs."}
 
 
 def test_cohere_gives_every_type_that_is_asked_for() -> None:
@@ -119,6 +122,7 @@ REFUSED = [
     (ollama.EMBEDDINGS, {"model": "tiny", "prompt": ""}, "invalid_value", "prompt"),
     (cohere.EMBED, {"model": "tiny"}, "missing_parameter", "texts"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "images": []}, "unknown_parameter", "images"),
+    (cohere.EMBED, {"model": "tiny", "input": ["a"]}, "unknown_parameter", "input"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "input_type": "clustering"}, "invalid_value", "input_type"),
     (cohere.EMBED, {"model": "tiny", "texts": ["a"], "max_tokens": 17}, "invalid_value", "max_tokens"),
     (
@@ -164,3 +168,30 @@ def test_bits_are_those_of_numpy_and_round_trip() -> None:
     assert ((FORMS["binary"](rows).astype(int) + 128) == FORMS["ubinary"](rows)).all()
     assert np.abs(FORMS["int8"](rows) / 127 - rows).max() <= 0.5 / 127 + 1e-6
     assert (FORMS["uint8"](rows).astype(int) - 128 == FORMS["int8"](rows)).all()
+
+
+def test_bits_are_those_of_the_examples_that_vendors_publish() -> None:
+    """Voyage's documentation of `output_dtype` has this vector and these two bytes."""
+    published = [
+        -0.03955078,
+        0.006214142,
+        -0.07446289,
+        -0.039001465,
+        0.0046463013,
+        0.00030612946,
+        -0.08496094,
+        0.03994751,
+    ]
+    row = np.array([published], "<f4")
+    assert (FORMS["ubinary"](row).tolist(), FORMS["binary"](row).tolist()) == ([[77]], [[-51]])
+
+
+def test_fewer_bits_are_what_vendors_define() -> None:
+    """Bits as Voyage, Jina, Cohere and sentence-transformers define them: unpacked, one is a positive component."""
+    rows = np.array([[0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 0.5, -0.5, 0.25]], "<f4")
+    signed, unsigned = np.array(FORMS["binary"](rows), np.int8), np.array(FORMS["ubinary"](rows), np.uint8)
+    for each in (unsigned, (signed.astype(np.int16) + 128).astype(np.uint8)):
+        assert np.unpackbits(each, axis=1)[0].tolist() == [0, 0, 1, 0, 1, 0, 1, 0, 1, *[0] * 7]
+    # Halves go to the even number, as IEEE 754 rounds; the range is symmetric, so that -x is -x.
+    assert FORMS["int8"](rows).tolist() == [[0, 0, 0, 0, 127, -127, 64, -64, 32]]
+    assert FORMS["uint8"](rows).tolist() == [[128, 128, 128, 128, 255, 1, 192, 64, 160]]

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from embedmesh.catalogue import Catalogue
 from embedmesh.dialects.openai.parse import parse
 from embedmesh.dialects.openai.straight import TEXTS_MAX, parse_ordinary
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import Failure, UnsupportedModality
+from embedmesh.rules.models import Model
 from tests.flow.world import CATALOGUE, MODEL
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(["", "\0", "é", "\u2028", "😀"])
@@ -54,6 +56,15 @@ def test_both_read_alike(body: bytes) -> None:
     ordinary = parse_ordinary(body, CATALOGUE)
     if ordinary is not None:
         assert ordinary == parse(body, CATALOGUE)
+
+
+def test_what_does_not_embed_is_refused_by_name() -> None:
+    """The straight path would give a reranker's node an input that is no pair, and count its refusal against it."""
+    reranker = Model(id="r", width=1, max_tokens=9, price=1, folder="f", digest="0" * 64, modalities=("rerank",))
+    catalogue, body = Catalogue((reranker,)), b'{"model":"r","input":"a"}'
+    assert parse_ordinary(body, catalogue) is None
+    with pytest.raises(UnsupportedModality, match=r"reranks documents \(POST /v1/rerank\)"):
+        parse(body, catalogue)
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])

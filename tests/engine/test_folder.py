@@ -140,7 +140,7 @@ def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> No
         (dense(surprise=1), "'surprise'"),
         (kwargs_in_modules, "arguments of its own"),
         (lambda folder: write_json(folder / "modules.json", [{}] * 17), "17 modules"),
-        (edit("config.json", model_type="electra"), "'electra' is not supported without a model.onnx"),
+        (edit("config.json", model_type="deberta-v2"), "'deberta-v2' is not supported without a model.onnx"),
         (no_length, "how many tokens"),
         (lambda folder: write_json(folder / "config_sentence_transformers.json", {"prompts": {"q": 1}}), "prompts"),
     ],

@@ -69,6 +69,7 @@ def test_weights_of_a_known_architecture_are_preferred(tmp_path: Path) -> None:
 
 def test_positions_of_an_unknown_architecture_are_no_promise(folder: Path) -> None:
     """They bound what the tokenizer says, and do not stand for it."""
+    edit("config.json", model_type="unheard-of")(folder)
     assert read_folder(folder).max_tokens == 40
     edit("tokenizer_config.json", model_max_length=512)(folder)
     assert read_folder(folder).max_tokens == 40

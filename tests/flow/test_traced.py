@@ -28,6 +28,9 @@ from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.traces import Sampler, Trace, Tracing, asking_as, traceparent_line, traceparent_of
+from tests.flow.reranking import BY_SEARCHES, SPECIALS, ranking_world
+from tests.flow.reranking import PLAIN as RANKING
+from tests.flow.reranking import body as ranking_body
 from tests.flow.sealed import envelope as sealed_envelope
 from tests.flow.speaking import HELLO, WORDS, Reader, Speakers, answer, speaking_world, usage_event
 from tests.flow.test_confidential import Scene
@@ -320,6 +323,25 @@ async def test_chat(stream: bool) -> None:
     assert trace.attributes["gen_ai.usage.input_tokens"] == 30
     assert trace.attributes["gen_ai.usage.output_tokens"] == 6
     assert "something" not in repr(trace.marks) + repr(trace)
+
+
+async def test_rerank() -> None:
+    """By its own name, with the tokens of its pairs, though searches are paid; and none of its texts."""
+    world, kept = ranking_world(), KeptTraces()
+    one = TracedOperation(RANKING, traced_with(Tracing(Sampler(ALL, True), kept, 10), world), None)
+
+    async def receive(account_id: str) -> bytes:
+        return ranking_body([SENTINEL[:6]], model=BY_SEARCHES)
+
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        return Delivery.WHOLE
+
+    await one.ending(serve(world, cast(Operation, one), RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver))
+    (trace,) = kept.traces
+    assert (trace.name, steps(trace)) == (f"rerank {BY_SEARCHES.id}", STEPS)
+    told = trace.attributes
+    assert (told["gen_ai.usage.input_tokens"], told["embedmesh.cost_nanousd"]) == (3 + 6 + SPECIALS, 2_000)
+    assert SENTINEL[:6] not in repr(trace.marks) + repr(trace)
 
 
 async def test_a_confidential_request() -> None:

@@ -20,7 +20,7 @@ from embedmesh.flow.deliver import Done
 from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
-from embedmesh.rules.embeddings import Counted, EmbedVectors, bytes_of, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, Ids, bytes_of, numbers_of
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
@@ -58,6 +58,7 @@ class LetterTokenizer:
     """One token a letter: `a` is 1, `b` is 2 and so on; 0 and 31 are special, two are added to each input."""
 
     specials = 2
+    between = (0,)
     vocab_size = 32
     special_ids = frozenset({0, 31})
 
@@ -69,6 +70,9 @@ class LetterTokenizer:
 
     def next_cut(self, text: str, start: int) -> int | None:
         return min(len(text), start + 1_000)
+
+    def pair(self, query: Ids, document: Ids) -> bytes:
+        return bytes_of(query) + bytes_of([ENDS_FIRST]) + bytes_of(document)
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:
         return text[len(text) - tokens :] if end else text[:tokens]
@@ -186,6 +190,10 @@ class CataloguePrices:
 
     def image(self, model: Model, account_id: str, size: str) -> int:
         return model.image_prices[size] * 1_000_000
+
+    def search(self, model: Model, account_id: str) -> int:
+        assert model.search_price is not None
+        return model.search_price * 1_000_000
 
 
 @dataclass

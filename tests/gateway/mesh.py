@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.leftover import Leftover
@@ -49,6 +50,7 @@ from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.reload_api import ReloadApi, ReloadRequests
+from embedmesh.gateway.api.rerank_api import RERANK, RERANK_PATH
 from embedmesh.gateway.api.routes import OperatorAccess
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
@@ -154,6 +156,7 @@ class Gateway:
         beat_s: float,
         origins: Origins,
         access: OperatorAccess | None = None,
+        catalogue: Catalogue = CATALOGUE,
     ) -> None:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
@@ -167,8 +170,8 @@ class Gateway:
         self.registry = Registry(clock)
         self.clients = NodeClients()
         self.nonces = Nonces(SECRET)
-        tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
-        examiner = Examiner(self.registry, self.clients, CATALOGUE, tokenizers, clock, verify)
+        tokenizers = {model.id: LetterTokenizer() for model in catalogue.models if not model.foreign}
+        examiner = Examiner(self.registry, self.clients, catalogue, tokenizers, clock, verify)
         self.connected = ConnectedNodes(examiner, self.clients, self.fingerprint)
         self.roster = Roster(store.nodes, self.connected, self.registry, clock, store.changes)
         bodies = BodyBudget(10**8)
@@ -180,16 +183,16 @@ class Gateway:
             registrar, self.roster, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
         )
         operators = (
-            FleetApi(self.roster, self.registry, bodies, clock, CATALOGUE, adding_s=ADDING_S),
+            FleetApi(self.roster, self.registry, bodies, clock, catalogue, adding_s=ADDING_S),
             InvitesApi(store.nodes, bodies, clock, self.identity.public_key),
             AccountsApi(self.books_thread, bodies),
-            KeysApi(self.books_thread, bodies, clock, CATALOGUE),
-            PricesApi(self.books_thread, bodies, CATALOGUE),
+            KeysApi(self.books_thread, bodies, clock, catalogue),
+            PricesApi(self.books_thread, bodies, catalogue),
             LedgerApi(self.books_thread, self.checks_thread, bodies),
             ReloadApi(self.reloads, bodies),
             AuditApi(self.books_thread),
         )
-        self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
+        self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, catalogue)
         call_later = asyncio.get_running_loop().call_later
         scheduler = Scheduler(self.registry, clock, random.Random(7), call_later)
         replies = Shares(REPLY_BYTES)
@@ -198,7 +201,7 @@ class Gateway:
             rate_limits=store.rate_limits,
             slots=store.slots,
             prices=store.prices,
-            catalogue=CATALOGUE,
+            catalogue=catalogue,
             tokenizers=tokenizers,
             cl100k=None,
             ledger=store,
@@ -216,7 +219,11 @@ class Gateway:
         )
         sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
         leftover = Leftover(scheduler, clock, call_later)
-        endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(self.clients, leases)}
+        endpoints: dict[str, Operation] = {
+            EMBEDDINGS_PATH: EMBEDDINGS,
+            RERANK_PATH: RERANK,
+            **generations(self.clients, leases),
+        }
         self.files = FileStore(files_place, store.files, store.batches, SECRET, clock)
         self.runner = Runner(store.batches, self.files, world_of_lines(world, leftover), endpoints, leftover)
         batches = (
@@ -329,6 +336,7 @@ async def gateway(
     trusted: Sequence[str] = (),
     operators: Callable[[Store], OperatorAccess] = lambda store: OperatorAccess(),
     files_place: Path | str | None = None,
+    catalogue: Catalogue = CATALOGUE,
 ) -> AsyncIterator[Gateway]:
     """A gateway on the store in `folder`, or on a new one at a `postgresql://` address; its files in `folder`, too."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
@@ -345,7 +353,7 @@ async def gateway(
         policy, origins = Policy(networks), Origins(trusted)
         access = operators(store)
         place = files_place or folder / "files"
-        made = Gateway(store, place, books, open_books, clock, policy, lookup, beat_s, origins, access)
+        made = Gateway(store, place, books, open_books, clock, policy, lookup, beat_s, origins, access, catalogue)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]

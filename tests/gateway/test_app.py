@@ -171,6 +171,12 @@ NEAR_MISSES = [
     ("HEAD", "/v1/model", None),
     ("GET", "/healthz", "GET /health"),
     ("GET", "/.env", None),
+    ("POST", "/rerank/", "POST /rerank"),
+    ("POST", "/v1/rerank/", "POST /v1/rerank"),
+    ("POST", "/v1/reranking", "POST /v1/rerank"),
+    ("POST", "/reranking", "POST /rerank"),
+    ("POST", "/api/v1/rerank", "POST /v1/rerank"),
+    ("POST", "/v3/rerank", "POST /rerank"),
     ("POST", "/v1/chat/completions", None),
 ]
 
@@ -430,6 +436,8 @@ async def test_models_are_those_that_live_nodes_serve() -> None:
             "price_nanousd_per_million_tokens": 1_500_000,
             "output_price_nanousd_per_million_tokens": 0,
             "image_prices_nanousd": {},
+            "scores": None,
+            "search_price_nanousd": None,
             "nodes": 1,
         }
         for path in ("/v1/models/acme/tiny", "/v1/models/acme%2Ftiny", "/v1/models/tiny", "/v1/models/tiny:exact"):

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), ON_EACH_STORE]
 
 NUMBERS = itertools.count()
 NOT_ACTS = {  # what callers do with what is theirs, and what nodes say of themselves
-    "/v1/embeddings", "/v1/chat/completions", "/v1/completions", "/v1/images/generations", "/v1/nodes/lock",
+    "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/rerank", "/tei/{id}/rerank",
+    "/v1/chat/completions", "/v1/completions", "/v1/images/generations", "/v1/nodes/lock",
     "/v1/confidential/embeddings", "/v1/confidential/chat/completions", "/v1/confidential/completions",
     "/v1/confidential/images/generations", "/v1/files", "/v1/files/{file_id}", "/v1/batches",
     "/v1/batches/{batch_id}/cancel", "/v1/jobs", "/v1/jobs/{job_id}/cancel", "/v1/nodes",

@@ -13,7 +13,7 @@ import pytest
 from embedmesh.fleet.load import Load
 from embedmesh.gateway.nodes.coalesce import CALLS, FIXED_S_MIN, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
+from embedmesh.rules.embeddings import ENDS_FIRST, Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.models import Model
@@ -569,4 +569,29 @@ async def test_in_any_weather_everybody_gets_the_own_rows() -> None:
         await asyncio.gather(*(one(number) for number in range(400)))
     await settled()
     assert max(len(call) for call in rig.node.calls) > 3
+    rig.quiet()
+
+
+async def test_pairs_of_two_queries_share_a_call_and_each_gets_the_scores_of_its_own() -> None:
+    """Their ids have the query in them. Servers of other makes, which get one query a call, have no such link."""
+    judge = msgspec.structs.replace(MODEL, id="acme/judge", width=1, modalities=("rerank",))
+
+    class Scores(Node):
+        async def embed_ids(self, model: Model, asked: list[list[int]], request_id: str) -> EmbedVectors:
+            reply = await super().embed_ids(model, asked, request_id)
+            return EmbedVectors(reply.tokens, array("f", [ids[0] * 100 + ids[-1] for ids in asked]).tobytes())
+
+    rig = Rig()
+    rig.node = Scores()
+    rig.link = CoalescingLink(cast(OwnLink, rig.node), rig.load)
+    for number in range(CALLS):
+        await rig.ask([number], model=judge)
+    ends = 31 | ENDS_FIRST
+    one = await rig.ask([1, ends, 7], [1, ends, 8], model=judge)
+    other = await rig.ask([2, ends, 7], model=judge)
+    await rig.node.let(0)
+    assert len(rig.node.calls[-1]) == 3
+    await rig.node.let(2)
+    assert [list(array("f", task.result().data)) for task in (one, other)] == [[107.0, 108.0], [207.0]]
+    await rig.node.let(1)
     rig.quiet()

@@ -17,6 +17,7 @@ from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages import SCRIPTS, docs_page
 from embedmesh.gateway.api.pages.samples import CHAT_SAMPLES, ORIGIN, SAMPLES
+from embedmesh.gateway.api.rerank_api import RERANK_SAMPLES
 from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
 from tests.flow.world import make_world
@@ -170,7 +171,8 @@ def test_every_route_member_header_and_error_is_drawn() -> None:
     )
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
-            assert f"{method.upper()}{path}{operation['summary']}" in drawn["route-list"]
+            summary = operation["summary"].replace("`", "")
+            assert f"{method.upper()}{path}{summary}" in drawn["route-list"]
     for name, member in FIELDS.items():
         assert name in drawn["member-list"]
         assert member.schema["description"].replace("`", "") in drawn["member-list"]
@@ -182,7 +184,7 @@ def test_every_route_member_header_and_error_is_drawn() -> None:
         for name, member in api["components"]["schemas"][schema]["properties"].items():
             assert name in drawn["route-list"]
             assert member["description"].replace("`", "") in drawn["route-list"]
-    for sample in (*SAMPLES, *CHAT_SAMPLES):
+    for sample in (*SAMPLES, *RERANK_SAMPLES, *CHAT_SAMPLES):
         assert sample["source"].strip().replace(ORIGIN, "https://mesh.example/embed") in drawn["samples"]
     assert "undefined" not in "".join(drawn.values())
 
@@ -214,6 +216,7 @@ MODEL = {
     "output_price_nanousd_per_million_tokens": 80_000_000,
     "image_prices_nanousd": {},
 }
+RERANKER = MODEL | {"modalities": ["rerank"], "width": 1, "search_price_nanousd": None}
 PAINTER = MODEL | {"modalities": ["images"], "image_prices_nanousd": {"64x64": 2_000_000}}
 
 
@@ -245,18 +248,45 @@ PAINTER = MODEL | {"modalities": ["images"], "image_prices_nanousd": {"64x64": 2
         ("return given.map(replyOf)", ["<html>", "null", "{}", '{"data":[]}'], [None, None, None, None]),
         (
             "return given.map((modalities) => kindOf(modalities && { modalities }))",
-            [None, ["embeddings"], ["completions", "chat"], ["completions"], ["images"]],
-            ["embeddings", "embeddings", "chat", "completions", "images"],
+            [None, ["embeddings"], ["completions", "chat"], ["completions"], ["images"], ["rerank"]],
+            ["embeddings", "embeddings", "chat", "completions", "images", "rerank"],
         ),
         (
             "return given.map(factsOf)",
-            [MODEL | {"modalities": ["embeddings"]}, MODEL | {"modalities": ["chat"]}, PAINTER],
+            [
+                MODEL | {"modalities": ["embeddings"]},
+                MODEL | {"modalities": ["chat"]},
+                PAINTER,
+                RERANKER,
+                RERANKER | {"search_price_nanousd": 2_000_000},
+            ],
             [
                 "384 components, up to 8,192 tokens a text, $0.05 a million tokens",
                 "chat, up to 8,192 tokens with the answer, $0.05 a million tokens in, $0.08 out",
                 "images of 64x64 at $0.002",
+                "ranks documents, up to 8,192 tokens with the query, $0.05 a million tokens",
+                "ranks documents, up to 8,192 tokens with the query, $0.002 a search",
             ],
         ),
+        (
+            "return given.map(rerankBody)",
+            [
+                {"model": "m", "query": "q", "documents": ["a", "b"], "topN": "", "scores": ""},
+                {"model": "m", "query": "q", "documents": ["a"], "topN": "3", "scores": "raw"},
+                {"model": "m", "query": "q", "documents": ["a"], "topN": "", "scores": "sigmoid"},
+            ],
+            [
+                {"model": "m", "query": "q", "documents": ["a", "b"]},
+                {"model": "m", "query": "q", "documents": ["a"], "top_n": 3, "raw_scores": True},
+                {"model": "m", "query": "q", "documents": ["a"], "raw_scores": False},
+            ],
+        ),
+        (
+            "return given.map(ranksOf)",
+            ["<html>", "{}", '{"results":[]}', '{"results":[{"index":0,"relevance_score":"1"}]}'],
+            [None, None, None, None],
+        ),
+        ("return given.map(barLengths)", [[1, 0.25, 0], [0, -800, 800]], [[1, 0.25, 0], [0.5, 0, 1]]),
         (
             "return talkBody(given)",
             {"kind": "chat", "model": "m", "turns": [{"role": "user", "content": "a"}], "text": "b", "limit": "7"},
@@ -332,6 +362,79 @@ def test_a_hostile_reply_stays_text() -> None:
     )
     assert set(tags) <= {"p", "dl", "div", "dt", "dd", "code"}
     assert shown.count(hostile) == 4
+
+
+# -- documents, as they are ranked -------------------------------------------------------------------------------------
+
+RANK = """
+let asked = [];
+globalThis.fetch = async (url, options) => {
+  asked.push([url.replace(BASE, ""), JSON.parse(options.body)]);
+  return new Response(given.reply, { status: given.status, headers: { "x-embedmesh-cost-nanousd": "110" } });
+};
+const values = { key: "em_x", query: "Which?", documents: "a <b>\\n\\nc", "top-n": "", scores: "" };
+for (const [id, value] of Object.entries(values)) Object.assign(byId(id), { value });
+await rank("m");
+const walk = (node) => (typeof node === "string" ? [] : [node, ...node.children.flatMap(walk)]);
+return {
+  asked, shown: byId("result").textContent, announced: byId("announcer").textContent,
+  tags: walk(byId("result")).map((node) => node.tag),
+};
+"""
+
+
+def test_documents_are_shown_best_first_with_a_bar_each() -> None:
+    results = [{"index": 1, "relevance_score": 0.75}, {"index": 0, "relevance_score": 2e-7}]
+    reply = {"results": results, "usage": {"total_tokens": 9}, "meta": {"billed_units": {"search_units": 1}}}
+    got = run_script(RANK, {"status": 200, "reply": json.dumps(reply)})
+    assert got["asked"] == [["/v1/rerank", {"model": "m", "query": "Which?", "documents": ["a <b>", "c"]}]]
+    assert "Tokens9Searches1Cost$0.00000011" in got["shown"]
+    assert "0.7500cdocument 20.0000a <b>document 1" in got["shown"]
+    assert got["tags"].count("li") == 2 and "b" not in got["tags"], "markup stays text"
+    assert got["announced"] == "2 documents ranked. The best: c"
+    assert "This request with curl" in got["shown"] and "em_x" not in got["shown"]
+
+
+def test_a_rerank_that_is_refused_is_shown_as_any_other() -> None:
+    error = {"message": "No `m`.", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    got = run_script(RANK, {"status": 404, "reply": json.dumps({"error": error})})
+    assert "No m." in got["shown"] and got["announced"] == "Refused with status 404"
+
+
+def test_the_command_that_is_shown_sends_the_same_request() -> None:
+    """Whatever a shell makes of quotes, dollars and backslashes in the texts."""
+    body = {"query": """it's "so" $HOME `id` \\ \\n '' !x""", "documents": ["a\nb", "é"]}
+    command = run_script("return curlOf('https://mesh.example/v1/rerank', given)", body)
+    script = f"curl() {{ printf '%s\\0' \"$@\"; }}\nEMBEDMESH_API_KEY=em_x\n{command}"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    url, *options = ran.stdout.split("\0")[:-1]
+    assert url == "https://mesh.example/v1/rerank"
+    assert options[:-1] == ["-H", "Authorization: Bearer em_x", "-H", "Content-Type: application/json", "-d"]
+    assert json.loads(options[-1]) == body
+
+
+KINDS_OFFERED = """
+served = given;
+byId("model").value = "";
+offerKinds();
+showKind();
+const at = byId("kinds");
+return [at.hidden, at.children.map((button) => [button.textContent, button.attributes["aria-pressed"]])];
+"""
+
+
+def test_what_is_not_served_is_not_offered() -> None:
+    """Rerank has its button where a reranker is served beside others; alone, its fields are there at once."""
+    embeds = MODEL | {"id": "e", "aliases": [], "modalities": ["embeddings"]}
+    reranks = RERANKER | {"id": "r", "aliases": []}
+    assert run_script(KINDS_OFFERED, [embeds]) == [True, [["Embed", "true"]]]
+    assert run_script(KINDS_OFFERED, [embeds, reranks]) == [False, [["Embed", "true"], ["Rerank", "false"]]]
+    shown = run_script(
+        "served = given; byId('model').value = 'r'; showKind();"
+        "return [kind, byId('for-rerank').hidden, byId('for-embeddings').hidden, byId('send').textContent];",
+        [reranks],
+    )
+    assert shown == ["rerank", False, True, "Rank documents"]
 
 
 # -- a stream, as it is shown ------------------------------------------------------------------------------------------

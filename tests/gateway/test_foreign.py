@@ -19,13 +19,14 @@ from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailur
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.membership import Offer
-from embedmesh.rules.models import Model
+from embedmesh.rules.models import RERANK, Model
 from embedmesh.rules.traces import asking_as, traceparent_of
 from embedmesh.upstream.server import UpstreamUrl, parse_url
 from tests.flow.world import MODEL, vector_for
 
 FOREIGN = Model(id="acme/foreign", width=4, max_tokens=100, price=1)
-CATALOGUE = Catalogue((MODEL, FOREIGN))
+JUDGE = Model(id="acme/judge", width=1, max_tokens=100, price=1, modalities=RERANK)
+CATALOGUE = Catalogue((MODEL, FOREIGN, JUDGE))
 TEXTS = ["one", "zwei \u00e4", "\U0001f600 three"]
 COUNTED = Counted(lengths=[3, 4, 5], ids=[[1], [2, 3], [4, 5, 6]], texts=TEXTS)
 PART = Part("up", (0, 1, 2), 12, 0.1)
@@ -264,3 +265,17 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 def test_a_token_is_no_part_of_what_is_shown_of_a_record() -> None:
     assert "token" not in {field.name for field in msgspec.structs.fields(Offer)}
+
+
+@pytest.mark.parametrize("model", [MODEL, JUDGE])
+async def test_what_a_server_says_of_a_request_has_our_name_for_the_model(model: Model) -> None:
+    """Theirs may be a path. Callers are told what it says."""
+    said = b'{"error": {"message": "/srv/models/7 takes no such input"}}'
+    counted = Counted(lengths=[3], texts=["one"], query="two")
+    async with server(lambda asked: (400, said)) as (port, _):
+        offer = Offer(model.id, model.width, model.max_tokens, model.digest, model.tier, name="/srv/models/7")
+        one = UpstreamLink(parse_url(f"http://127.0.0.1:{port}"), (offer,), CATALOGUE, "")
+        one._rerank._spoke = True
+        with pytest.raises(UpstreamRefused) as raised:
+            await one.embed(Part("up", (0,), 3, 0.1), model, counted, "req_1")
+    assert raised.value.said == f"{model.id} takes no such input"

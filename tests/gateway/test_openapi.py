@@ -22,6 +22,7 @@ from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.fleet_api import ACTIONS
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages.samples import CURL, ORIGIN, SAMPLES
+from embedmesh.gateway.api.rerank_api import RERANK_CURL, RERANK_SAMPLES
 from embedmesh.gateway.api.table import APIS
 from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
@@ -109,6 +110,10 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
     assert [row.path for row in rows] == [
         "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/tei/{id}/rerank",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/images/generations",
@@ -551,3 +556,15 @@ def test_the_samples_are_whole_and_name_the_origin_once() -> None:
     words = shlex.split(CURL)
     body = json.loads(words[words.index("-d") + 1])
     assert errors_by({"$ref": "#/components/schemas/EmbeddingRequest"}, body) == []
+
+
+def test_the_samples_and_examples_of_rerank_are_requests_and_replies_of_it() -> None:
+    assert [sample["source"].count(ORIGIN) for sample in RERANK_SAMPLES] == [1] * len(RERANK_SAMPLES)
+    words = shlex.split(RERANK_CURL)
+    asked = API["paths"]["/v1/rerank"]["post"]
+    requests = [json.loads(words[words.index("-d") + 1])]
+    requests += [each["value"] for each in asked["requestBody"]["content"]["application/json"]["examples"].values()]
+    for request_of_it in requests:
+        assert errors_by({"$ref": "#/components/schemas/RerankRequest"}, request_of_it) == []
+    content = asked["responses"]["200"]["content"]["application/json"]
+    assert [errors_by(content["schema"], each["value"]) for each in content["examples"].values()] == [[]]

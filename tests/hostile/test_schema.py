@@ -53,6 +53,10 @@ CHECKS = [
 ]
 OPERATIONS = [
     ("/v1/embeddings", "POST"),
+    ("/v1/rerank", "POST"),
+    ("/v2/rerank", "POST"),
+    ("/rerank", "POST"),
+    ("/tei/{id}/rerank", "POST"),
     ("/api/embed", "POST"),
     ("/api/embeddings", "POST"),
     ("/api/tags", "GET"),
@@ -64,6 +68,7 @@ OPERATIONS = [
     ("/", "POST"),
     ("/tei/{id}/embed", "POST"),
     ("/info", "GET"),
+    ("/tei/{id}/info", "GET"),
     ("/embed_all", "POST"),
     ("/v1beta/models/{id}:embedContent", "POST"),
     ("/v1beta/models/{id}:batchEmbedContents", "POST"),

@@ -28,6 +28,8 @@ def write_catalogue(file: Path, models: Iterable[Model]) -> Path:
         defaults = {field.name: field.default for field in msgspec.structs.fields(Model)}
         members = {name: value for name, value in msgspec.structs.asdict(model).items() if value != defaults[name]}
         members.pop("prompts", None)
+        if model.reranks:
+            del members["width"]
         entries.append("[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in members.items()))
     file.write_text("\n".join(entries))
     return file
@@ -77,6 +79,15 @@ class Node:
         """The first worker's process id."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
+
+    def end_by_itself(self) -> tuple[int, str]:
+        """Exit code and what it wrote, of a node that is to refuse to start."""
+        try:
+            _, said = self.process.communicate(timeout=START_S)
+        finally:
+            self.process.kill()
+        self.http.close()
+        return self.process.returncode, said
 
     def end(self) -> tuple[int, str]:
         """Exit code and what it wrote, after SIGTERM."""

@@ -25,7 +25,8 @@ from embedmesh.rules.errors import SetupError
 from tests.engine.tiny import make_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ONNX = Path(__file__).parents[1] / "engine" / "goldens" / "folders" / "onnx"
+GOLDENS = Path(__file__).parents[1] / "engine" / "goldens"
+ONNX, RERANKER = GOLDENS / "folders" / "onnx", GOLDENS / "rerankers" / "bert"
 
 LOOK_UP = """
 import sys, pathlib
@@ -189,12 +190,24 @@ def test_a_model_is_fetched_with_just_what_it_is_served_from(tmp_path: Path, hub
 def test_an_onnx_file_is_fetched_only_where_it_is_needed(tmp_path: Path, hub: tuple[Hub, str]) -> None:
     served, endpoint = hub
     served.files = Hub(ONNX).files | {"model.safetensors": b"of an architecture that we do not build"}
+    served.files["config.json"] = served.files["config.json"].replace(b'"electra"', b'"deberta-v2"')
     status, said = look_up("acme/tiny", tmp_path / "models", endpoint=endpoint)
     assert status == 0, said
     here = found(tmp_path / "models" / "acme" / "tiny")
     assert {"onnx/model.onnx", "onnx/model.onnx_data"} < here
     assert "model.safetensors" not in here
     assert read_folder(tmp_path / "models" / "acme" / "tiny").source == "onnx"
+
+
+@pytest.mark.story
+def test_a_reranker_is_fetched_without_modules(tmp_path: Path, hub: tuple[Hub, str]) -> None:
+    served, endpoint = hub
+    served.files = Hub(RERANKER).files | {"onnx/model.onnx": b"not wanted", "pytorch_model.bin": b"not wanted"}
+    _, said = look_up("acme/tiny", tmp_path / "models", endpoint=endpoint)
+    folder = tmp_path / "models" / "acme" / "tiny"
+    assert "FOUND" in said, said
+    assert found(folder) == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    assert (digest(folder), read_folder(folder).reranks) == (digest(RERANKER), True)
 
 
 @pytest.mark.story

@@ -213,6 +213,8 @@ async def test_a_store_from_before_notes_has_them_now(kind: str, tmp_path: Path,
             db.execute(tampering)
     with pytest.raises(refusals()):
         db.execute("INSERT INTO prices (model, meter, price, from_ms, created_ms) VALUES ('m', 'smoke', 7, 0, 0)")
+    for meter in ("searches", "images:8x8"):
+        db.execute(f"INSERT INTO prices (model, meter, price, from_ms, created_ms) VALUES ('m', '{meter}', 7, 0, 0)")
     note = {"charge": note_text(charge(40, payable=10, key_id="k"))}
     db.execute("INSERT INTO hold_notes (hold_id, cost, charge, noted_ms) VALUES ('req_2', 40, :charge, 5)", note)
     if kind == "sqlite":

@@ -34,7 +34,7 @@ def parse_ordinary(body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | No
     single = texts.__class__ is str
     if model is None or not texts or (not single and (len(texts) > TEXTS_MAX or "" in texts)):
         return None
-    if not model.width:  # it generates: `parse` says what it does instead
+    if model.width < 2:  # it generates or reranks: `parse` says what it does instead
         return None
     several = [texts] if single else texts
     encoding = said.encoding_format or "float"

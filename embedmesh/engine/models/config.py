@@ -58,7 +58,7 @@ def read_config(
     `spellings` maps the file's words to ours; `fixed` has the only supported value of fields that the file may have;
     `code` has the class names that a model's own code may have.
     """
-    _check_code(fields, code)
+    check_code(fields, code)
     for field, value in {**ENCODER_FIXED, **(fixed or {})}.items():
         if field in fields and fields[field] != value:
             raise unsupported(field, fields[field], f"only {value!r} is")
@@ -86,9 +86,12 @@ def unsupported(field: str, value: object, instead: str) -> SetupError:
     return SetupError(f"config.json has {field} {value!r}, which is not supported; {instead}.")
 
 
-def _check_code(fields: Mapping[str, Any], code: Collection[str]) -> None:
-    """A model with code of its own is not what its type says, unless we know that code by name."""
+def check_code(fields: Mapping[str, Any], code: Collection[str], of: str = "AutoModel") -> None:
+    """A model with code of its own is not what its type says, unless we know that code by name. Raises SetupError.
+
+    `of`: the task whose class is looked at.
+    """
     auto_map = fields.get("auto_map") or {}
-    named = auto_map.get("AutoModel") if isinstance(auto_map, dict) else auto_map
+    named = auto_map.get(of) if isinstance(auto_map, dict) else auto_map
     if named is not None and str(named).rpartition(".")[2] not in code:
         raise unsupported("auto_map", named, "code that a model brings along is never run")

@@ -29,7 +29,9 @@ DISTILBERT_NAMES = LayerNames(
 )
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, first_only: bool = False
+) -> ov.Output:
     """Token states of a DistilBERT model. Raises SetupError for a variant that is not known.
 
     `sinusoidal_pos_embds` only says how the table of positions was made: the file has the table either way.
@@ -39,4 +41,6 @@ def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Out
     encoder = Encoder(config, weights)
     positions = encoder.table("embeddings.position_embeddings", config.max_position_embeddings)
     states = encoder.norm(add(encoder.embed(ids), rows_at(positions, indexes(ids))), "embeddings.LayerNorm")
-    return run_layers(encoder, config.num_hidden_layers, states, score_mask(mask), DISTILBERT_NAMES)
+    return run_layers(
+        encoder, config.num_hidden_layers, states, score_mask(mask), DISTILBERT_NAMES, first_only=first_only
+    )

@@ -7,7 +7,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from embedmesh.engine.models.config import EncoderConfig
-from embedmesh.engine.models.graph import ACTIVATION_OPS, Array, axes, linear, table_weight, weight
+from embedmesh.engine.models.graph import ACTIVATION_OPS, Array, axes, layer_norm, linear, table_weight
 from embedmesh.engine.models.rotary import Rotations, rotate
 from embedmesh.engine.safetensors import Weights
 
@@ -24,11 +24,12 @@ class Encoder:
         """`words` is the table of word embeddings: the prefix in front of it is that of all tensors."""
         self._config = config
         self._weights = weights.rooted(words)
-        self._words = self._weights.table(words, config.vocab_size, config.hidden_size)
+        self._words = words
 
     def embed(self, ids: ov.Output) -> ov.Output:
         """The word embeddings of token ids [rows, length]."""
-        return op.gather(table_weight(self._words), ids, axes(0)).output(0)
+        words = self._weights.table(self._words, self._config.vocab_size, self._config.hidden_size)
+        return op.gather(table_weight(words), ids, axes(0)).output(0)
 
     def table(self, name: str, rows: int, width: int | None = None) -> Array:
         """The table `name`, with rows of `hidden_size` components unless a width is given."""
@@ -37,6 +38,10 @@ class Encoder:
     def dense(self, x: ov.Output, name: str, *, bias: bool = True) -> ov.Output:
         """A linear layer from states to states."""
         return self._linear(x, name, self._config.hidden_size, self._config.hidden_size, bias)
+
+    def project(self, x: ov.Output, name: str, inputs: int) -> ov.Output:
+        """A linear layer from something else, which is `inputs` wide, to states."""
+        return self._linear(x, name, self._config.hidden_size, inputs, True)
 
     def widen(self, x: ov.Output, name: str, *, bias: bool = True) -> ov.Output:
         """A linear layer from states to the wide middle of a layer."""
@@ -69,9 +74,8 @@ class Encoder:
     def norm(self, x: ov.Output, name: str, *, bias: bool = True) -> ov.Output:
         """The layer normalisation `name` over the last axis."""
         width = self._config.hidden_size
-        normal = op.mvn(x, axes(-1), True, self._config.layer_norm_eps, "inside_sqrt")
-        scaled = op.multiply(normal, weight(self._weights.get(f"{name}.weight", width)))
-        return (op.add(scaled, weight(self._weights.get(f"{name}.bias", width))) if bias else scaled).output(0)
+        shift = self._weights.get(f"{name}.bias", width) if bias else None
+        return layer_norm(x, self._weights.get(f"{name}.weight", width), shift, self._config.layer_norm_eps)
 
     def attend(
         self, parts: Iterable[ov.Output], scores_plus: ov.Output, rotations: Rotations | None = None

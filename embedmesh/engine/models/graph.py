@@ -57,9 +57,20 @@ def linear(x: ov.Output, kernel: Array, bias: Array | None) -> ov.Output:
     return (product if bias is None else op.add(product, weight(bias))).output(0)
 
 
+def layer_norm(x: ov.Output, scale: Array, shift: Array | None, eps: float) -> ov.Output:
+    """The layer normalisation over the last axis."""
+    scaled = op.multiply(op.mvn(x, axes(-1), True, eps, "inside_sqrt"), weight(scale))
+    return (scaled if shift is None else op.add(scaled, weight(shift))).output(0)
+
+
 def add(x: ov.Output, y: ov.Output) -> ov.Output:
     """x + y."""
     return op.add(x, y).output(0)
+
+
+def first(x: ov.Output, axis: int) -> ov.Output:
+    """The first of what lies along an axis, which keeps its place with a length of 1."""
+    return op.slice(x, axes(0), axes(1), axes(1), axes(axis)).output(0)
 
 
 def indexes(ids: ov.Output) -> ov.Output:

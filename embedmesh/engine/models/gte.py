@@ -12,7 +12,7 @@ from openvino import opset13 as op
 
 from embedmesh.engine.models.config import TABLE_ROWS_MAX, EncoderConfig, read_config
 from embedmesh.engine.models.encoder import Encoder
-from embedmesh.engine.models.graph import add, score_mask, weight
+from embedmesh.engine.models.graph import add, rows_at, score_mask, weight
 from embedmesh.engine.models.rotary import ROPE_TYPES, make_rotations, read_rope
 from embedmesh.engine.safetensors import Weights
 
@@ -31,14 +31,17 @@ class GteConfig(EncoderConfig, frozen=True, kw_only=True):
     type_vocab_size: Annotated[int, msgspec.Meta(ge=0, lt=TABLE_ROWS_MAX)]
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, types: ov.Output | None = None
+) -> ov.Output:
     """Token states of a GTE model. Raises SetupError for a variant that is not known."""
     config = read_config(fields, GteConfig, fixed=GTE_FIXED, code=("NewModel", "GteModel"))
     rotations = make_rotations(ids, read_rope(fields, None, (*ROPE_TYPES, "ntk")), config)
     encoder = Encoder(config, weights)
     x = encoder.embed(ids)
     if config.type_vocab_size:
-        x = add(x, weight(encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)[0]))
+        segments = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
+        x = add(x, weight(segments[0]) if types is None else rows_at(segments, types))
     x = encoder.norm(x, "embeddings.LayerNorm")
     masked = score_mask(mask)
     for number in range(config.num_hidden_layers):

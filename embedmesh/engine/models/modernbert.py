@@ -3,15 +3,16 @@
 modernbert-embed and gte-modernbert are of this kind.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.models.config import TABLE_ROWS_MAX, EncoderConfig, Width, read_config, unsupported
+from embedmesh.engine.models.config import TABLE_ROWS_MAX, EncoderConfig, Width, check_code, read_config, unsupported
 from embedmesh.engine.models.encoder import Encoder
-from embedmesh.engine.models.graph import MASKED, add, axes, indexes, score_mask, small
+from embedmesh.engine.models.graph import ACTIVATION_OPS, MASKED, add, axes, indexes, layer_norm, score_mask, small
+from embedmesh.engine.models.heads import TASK, dense
 from embedmesh.engine.models.rotary import Rope, convert_rope, make_rotations
 from embedmesh.engine.safetensors import Weights
 
@@ -42,12 +43,19 @@ class ModernBertConfig(EncoderConfig, frozen=True, kw_only=True):
         ]
 
 
+class ModernBertHead(ModernBertConfig, frozen=True, kw_only=True):
+    """And those that decide what the head makes of the states."""
+
+    classifier_bias: bool = False
+    classifier_activation: str = "gelu"
+
+
+Kind = TypeVar("Kind", bound=ModernBertConfig)
+
+
 def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
     """Token states of a ModernBERT model. Raises SetupError for a variant that is not known."""
-    read = {field: value for field, value in fields.items() if field not in UNREAD}
-    config = read_config(
-        read, ModernBertConfig, spellings=MODERNBERT_SPELLINGS, fixed=MODERNBERT_FIXED, code=("ModernBertModel",)
-    )
+    config = _read(fields, ModernBertConfig)
     kinds = config.kinds()
     if len(kinds) != config.num_hidden_layers:
         raise unsupported("layer_types of length", len(kinds), "it must have one for each of num_hidden_layers")
@@ -67,6 +75,26 @@ def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Out
         wide = op.multiply(encoder.activate(gated), gate).output(0)
         x = add(x, encoder.narrow(wide, f"{at}mlp.Wo", bias=config.mlp_bias))
     return encoder.norm(x, "final_norm", bias=config.norm_bias)
+
+
+def head(fields: dict[str, Any], weights: Weights, pooled: ov.Output) -> ov.Output:
+    """Logits [rows, 1]: see `heads.Head`."""
+    check_code(fields, (), TASK)
+    config = _read(fields, ModernBertHead)
+    if (activation := config.classifier_activation) not in ACTIVATION_OPS:
+        raise unsupported("classifier_activation", activation, f"known are {', '.join(ACTIVATION_OPS)}")
+    width = config.hidden_size
+    inner = dense(weights, pooled, "head.dense", width, bias=config.classifier_bias)
+    norm = weights.rooted("head.norm.weight")
+    shift = norm.get("head.norm.bias", width) if config.norm_bias else None
+    active = ACTIVATION_OPS[activation](inner).output(0)
+    normal = layer_norm(active, norm.get("head.norm.weight", width), shift, config.layer_norm_eps)
+    return dense(weights, normal, "classifier", 1)
+
+
+def _read(fields: dict[str, Any], kind: type[Kind]) -> Kind:
+    read = {field: value for field, value in fields.items() if field not in UNREAD}
+    return read_config(read, kind, spellings=MODERNBERT_SPELLINGS, fixed=MODERNBERT_FIXED, code=("ModernBertModel",))
 
 
 def _near(masked: ov.Output, ids: ov.Output, config: ModernBertConfig) -> ov.Output:

@@ -28,7 +28,9 @@ MPNET_NAMES = LayerNames(
 )
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, first_only: bool = False
+) -> ov.Output:
     """Token states of an MPNet model. Raises SetupError for a variant that is not known."""
     config = read_config(fields, EncoderConfig, fixed=MPNET_FIXED)
     encoder = Encoder(config, weights)
@@ -37,7 +39,7 @@ def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Out
     states = encoder.norm(add(encoder.embed(ids), rows_at(table, at)), "embeddings.LayerNorm")
     bias = encoder.table("encoder.relative_attention_bias", BUCKETS, config.num_attention_heads)
     scores_plus = add(score_mask(mask), _distance_bias(ids, bias))
-    return run_layers(encoder, config.num_hidden_layers, states, scores_plus, MPNET_NAMES)
+    return run_layers(encoder, config.num_hidden_layers, states, scores_plus, MPNET_NAMES, first_only=first_only)
 
 
 def _distance_bias(ids: ov.Output, bias: Array) -> ov.Output:

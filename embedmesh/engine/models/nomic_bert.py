@@ -11,7 +11,7 @@ from openvino import opset13 as op
 
 from embedmesh.engine.models.config import EncoderConfig, RowCount, read_config
 from embedmesh.engine.models.encoder import Encoder
-from embedmesh.engine.models.graph import add, score_mask, weight
+from embedmesh.engine.models.graph import add, rows_at, score_mask, weight
 from embedmesh.engine.models.rotary import Rope, convert_rope, make_rotations, read_rope
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
@@ -55,15 +55,18 @@ class NomicBertConfig(EncoderConfig, frozen=True, kw_only=True):
     type_vocab_size: RowCount = 2
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(
+    fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, *, types: ov.Output | None = None
+) -> ov.Output:
     """Token states of a NomicBERT model. Raises SetupError for a variant that is not known."""
     config = read_config(
         fields, NomicBertConfig, spellings=NOMIC_SPELLINGS, fixed=NOMIC_FIXED, code=("NomicBertModel",)
     )
     rotations = make_rotations(ids, _rope(fields), config)
     encoder = Encoder(config, weights)
-    types = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
-    x = encoder.norm(add(encoder.embed(ids), weight(types[0])), "emb_ln")
+    segments = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
+    of_segment = weight(segments[0]) if types is None else rows_at(segments, types)
+    x = encoder.norm(add(encoder.embed(ids), of_segment), "emb_ln")
     masked = score_mask(mask)
     for number in range(config.num_hidden_layers):
         at = f"encoder.layers.{number}."

@@ -21,10 +21,10 @@ class RobertaConfig(BertConfig, frozen=True, kw_only=True):
     pad_token_id: Annotated[int, msgspec.Meta(ge=0, lt=TABLE_ROWS_MAX)] = 1
 
 
-def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output, **pair: Any) -> ov.Output:
     """Token states of a RoBERTa model. Raises SetupError for a variant that is not known."""
     config = read_config(fields, RobertaConfig, fixed=BERT_FIXED)
-    return encode(config, weights, ids, mask, positions(ids, mask, config.pad_token_id))
+    return encode(config, weights, ids, mask, positions(ids, mask, config.pad_token_id), **pair)
 
 
 def positions(ids: ov.Output, mask: ov.Output, padding: int) -> ov.Output:

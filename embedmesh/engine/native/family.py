@@ -44,6 +44,8 @@ KINDS: dict[str, Kind] = {
 
 def unsupported(folder: Folder) -> str:
     """Why the kernels cannot run this model, in words; "" where they can."""
+    if folder.reranks:
+        return "the model reranks"
     if folder.source != "safetensors" or folder.model_type not in KINDS:
         return "the model is not of BERT's kind, in safetensors"
     if folder.pooling not in POOLINGS:

@@ -19,6 +19,7 @@ from embedmesh.gateway.api.models_api import ModelsApi
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
+from embedmesh.gateway.api.rerank_api import RerankApi
 from embedmesh.gateway.api.routes import Api, OperatorAccess, router
 from embedmesh.gateway.api.traced_api import embeddings_api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
@@ -81,6 +82,7 @@ class GatewayApp:
         sealed = [] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]
         self._apis: tuple[Api, ...] = (
             embeddings,
+            RerankApi(embeddings),
             DialectsApi(world, registry, embeddings),
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),

@@ -45,6 +45,7 @@ from embedmesh.rules.errors import (
     Overloaded,
     RateLimited,
     StoreUnavailable,
+    UnsupportedModality,
 )
 from embedmesh.rules.exchange import NEXT_LOCK_HEADER, Reply
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX, SMALL_BODY_BYTES_MAX
@@ -215,6 +216,7 @@ class ConfidentialApi(Api):
             lock_node,
             failures=(
                 InvalidValue,
+                UnsupportedModality,
                 ModelNotFound,
                 NoNodeAvailable,
                 InsufficientQuota,

@@ -1,5 +1,6 @@
 """Embeddings in the words of other APIs: Ollama, Cohere, Text Embeddings Inference, Google."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -15,7 +16,13 @@ from embedmesh.gateway.api.replies import Count, doc
 from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, status_and_type
 from embedmesh.rules.errors import InvalidValue, MethodNotAllowed, MissingParameter, ModelNotFound
-from embedmesh.rules.limits import CONNECTIONS_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
+from embedmesh.rules.limits import (
+    CONNECTIONS_MAX,
+    REQUEST_INPUTS_MAX,
+    REQUEST_TOKENS_MAX,
+    RERANK_DOCUMENTS_MAX,
+    RERANK_TOKENS_MAX,
+)
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.served import no_such_model
@@ -109,7 +116,7 @@ class OllamaVersionReply(msgspec.Struct, frozen=True):
 
 
 class TeiInfoReply(msgspec.Struct, frozen=True):
-    """The model that `/embed` has, and what a request may hold."""
+    """The model that `/embed` or `/rerank` has, and what a request may hold."""
 
     model_id: str
     model_sha: str
@@ -132,6 +139,7 @@ class Spoken(NamedTuple):
 
 
 GOOGLE_ONE, GOOGLE_SEVERAL = google.dialects(lambda failure: status_and_type(failure)[0])
+RERANKER_LABELS = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # TEI tells them of each reranker
 DTYPES: dict[str, Literal["float32", "bfloat16", "int8"]] = {"exact": "float32", "fast": "bfloat16", "int8": "int8"}
 
 
@@ -208,22 +216,16 @@ class DialectsApi(Api):
         return OllamaVersionReply(OLLAMA_VERSION)
 
     async def tei_info(self, call: ApiCall[None, None]) -> TeiInfoReply:
-        """Tell about the model as Text Embeddings Inference does. The only one here that embeds."""
-        name = sole(self._world.catalogue)
+        """Tell about the model as Text Embeddings Inference does. The only one that embeds; else that reranks."""
+        catalogue = self._world.catalogue
+        name = sole(catalogue) or sole(catalogue, lambda model: model.reranks, "name one, as in /tei/MODEL/info")
         if name is None:
-            raise no_such_model("", self._world.catalogue, self._world.terms.serves)
-        model = self._model(name)
-        return TeiInfoReply(
-            model.id,
-            model.digest,
-            DTYPES[model.tier],
-            {"embedding": {}},
-            CONNECTIONS_MAX,
-            model.max_tokens,
-            REQUEST_TOKENS_MAX,
-            REQUEST_INPUTS_MAX,
-            OLLAMA_VERSION,
-        )
+            raise no_such_model("", catalogue, self._world.terms.serves)
+        return self._info(name)
+
+    async def tei_info_by(self, call: ApiCall[None, None]) -> TeiInfoReply:
+        """Tell about a model as Text Embeddings Inference does. The path names it."""
+        return self._info(call.parameter)
 
     async def tei_embed_all(self, call: ApiCall[None, None]) -> TeiInfoReply:
         """Refuse a vector for each token. Here a text has one vector."""
@@ -234,9 +236,23 @@ class DialectsApi(Api):
         key = request.headers.get(spoken.key_header) if spoken.key_header else None
         return await self._embeddings.exchange(request, operation, path, form=path, api_key=key)
 
-    def _model(self, name: str) -> Model:
+    def _info(self, name: str) -> TeiInfoReply:
+        model = self._model(name, lambda model: model.encodes)
+        return TeiInfoReply(
+            model.id,
+            model.digest,
+            DTYPES[model.tier],
+            {"reranker": RERANKER_LABELS} if model.reranks else {"embedding": {}},
+            CONNECTIONS_MAX,
+            model.max_tokens,
+            RERANK_TOKENS_MAX if model.reranks else REQUEST_TOKENS_MAX,
+            RERANK_DOCUMENTS_MAX if model.reranks else REQUEST_INPUTS_MAX,
+            OLLAMA_VERSION,
+        )
+
+    def _model(self, name: str, does: Callable[[Model], bool] = lambda model: model.embeds) -> Model:
         model = self._world.catalogue.find(name)
-        if model is None or not model.embeds or not self._registry.ready(model.id):
+        if model is None or not does(model) or not self._registry.ready(model.id):
             raise no_such_model(name, self._world.catalogue, self._world.terms.serves)
         return model
 
@@ -280,6 +296,7 @@ DialectsApi.ROUTES = (
     _row(TEI_ROOT, DialectsApi.tei_root, list[list[float]], TeiError),
     _row(TEI_EMBED_BY, DialectsApi.tei_embed_by, list[list[float]], TeiError),
     Route("GET", "/info", ANY_KEY, DialectsApi.tei_info, failures=(ModelNotFound, MissingParameter)),
+    Route("GET", "/tei/{id}/info", ANY_KEY, DialectsApi.tei_info_by, failures=(ModelNotFound,), any_name=True),
     Route("POST", "/embed_all", ANY_KEY, DialectsApi.tei_embed_all, failures=(InvalidValue,)),
     _row(GOOGLE_EMBED, DialectsApi.google_embed, google.GoogleVector, GoogleError),
     _row(GOOGLE_EMBED_SEVERAL, DialectsApi.google_embed_several, google.GoogleVectors, GoogleError),

@@ -22,10 +22,10 @@ class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
 
 
 class MeteredReply(msgspec.Struct, frozen=True):
-    """A quantity of what is generated."""
+    """A quantity of what is charged."""
 
     meter: Meter
-    quantity: Annotated[Count, doc("Tokens or images.")]
+    quantity: Annotated[Count, doc("Tokens, images or searches.")]
     price: Annotated[Count, doc("Nano-USD per million of them.")]
     estimated: Annotated[bool, doc("Whether it is the gateway's own count, because the node told none that can be.")]
 
@@ -41,7 +41,9 @@ class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     cost: Count
     payable: Annotated[Count, doc("What its nodes earned.")]
     user_hash: str | None
-    meters: Annotated[list[MeteredReply], doc("What was generated, meter by meter; such a request has no one `price`.")]
+    meters: Annotated[
+        list[MeteredReply], doc("What was generated, or searched, meter by meter; such a request has no one `price`.")
+    ]
 
 
 class LockReply(msgspec.Struct, frozen=True):

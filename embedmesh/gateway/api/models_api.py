@@ -11,7 +11,7 @@ from embedmesh.gateway.api.replies import Count, ReplyList, doc
 from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, Route
 from embedmesh.http.paths import MODELS_PATH
 from embedmesh.rules.errors import ModelNotFound
-from embedmesh.rules.models import Modality, Model, Tier
+from embedmesh.rules.models import Modality, Model, Scores, Tier
 from embedmesh.rules.served import no_such_model
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -36,6 +36,8 @@ class ModelReply(msgspec.Struct, frozen=True):
     price_nanousd_per_million_tokens: Annotated[Count, doc("Nano-USD (1e-9 USD) per million tokens of input.")]
     output_price_nanousd_per_million_tokens: Annotated[Count, doc("The same, of what it makes.")]
     image_prices_nanousd: Annotated[dict[str, Count], doc("Nano-USD for an image that it makes, by size.")]
+    scores: Annotated[Scores | None, doc("What its scores are, if it reranks, by the model's own definition.")]
+    search_price_nanousd: Annotated[Count | None, doc("Nano-USD a search, if it reranks and is paid by searches.")]
     nodes: Annotated[Count, doc("Ready nodes that serve it.")]
 
 
@@ -67,11 +69,13 @@ class ModelsApi(Api):
             aliases=model.aliases,
             tier=model.tier,
             modalities=model.modalities,
-            width=model.width,
+            width=model.width if not model.reranks else 0,
             max_tokens=model.max_tokens,
             price_nanousd_per_million_tokens=model.price,
             output_price_nanousd_per_million_tokens=model.output_price,
             image_prices_nanousd=model.image_prices,
+            scores=model.scores if model.reranks else None,
+            search_price_nanousd=model.search_price,
             nodes=len(self._registry.ready(model.id)),
         )
 

@@ -1,4 +1,4 @@
-"""`/v1/admin/prices`: what tokens and images cost, for all accounts or for one."""
+"""`/v1/admin/prices`: what tokens, images and searches cost, for all accounts or for one."""
 
 import functools
 from typing import Annotated, Any
@@ -19,7 +19,9 @@ from embedmesh.rules.ports import Catalogue
 
 ModelName = Annotated[NonEmpty, doc("A model, by id or alias.")]
 INPUT = Meter.INPUT.value
-PricedMeter = Annotated[NonEmpty, doc("`input`, `cached`, `output`, or images of a size: `images:1024x1024`.")]
+PricedMeter = Annotated[
+    NonEmpty, doc("`input`, `cached`, `output`, `searches`, or images of a size: `images:1024x1024`.")
+]
 
 
 class PriceQuery(msgspec.Struct, frozen=True):
@@ -35,7 +37,7 @@ class EndPriceQuery(msgspec.Struct, frozen=True):
 
 
 class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A price in nano-USD per million tokens, or for one image; for one account or for all, from now on or later."""
+    """A price in nano-USD: of a million tokens, an image or a search; for one account or all, from now on or later."""
 
     model: str
     price: int

@@ -95,10 +95,10 @@ class PriceReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     price_id: Count
     model: str
     account_id: Annotated[str | None, doc("Null: for all accounts.")]
-    price: Annotated[Count, doc("Nano-USD per million tokens; of images, for one.")]
+    price: Annotated[Count, doc("Nano-USD per million tokens; of images and searches, for one.")]
     from_ms: Count
     to_ms: Count | None
-    meter: Annotated[str, doc("`input`, `cached`, `output`, or images of a size: `images:1024x1024`.")]
+    meter: Annotated[str, doc("`input`, `cached`, `output`, `searches`, or images of a size: `images:1024x1024`.")]
 
 
 class EndedPrice(msgspec.Struct, frozen=True):

@@ -21,10 +21,12 @@ from embedmesh.gateway.api.operations_api import OperationsApi
 from embedmesh.gateway.api.pages_api import PagesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.reload_api import ReloadApi
+from embedmesh.gateway.api.rerank_api import RerankApi
 from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
+    RerankApi,
     GenerationApi,
     ConfidentialApi,
     ConfidentialGenerationApi,

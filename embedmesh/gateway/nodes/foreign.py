@@ -1,14 +1,13 @@
 """Servers of other makes as nodes: TEI, vLLM, Infinity, llama.cpp, Ollama, anything with an OpenAI `/v1/embeddings`.
 
 They get texts and answer unsigned JSON: the operator decides how far they are trusted. We check what can be checked:
-order, strict base64 or numbers, width, finite, not zero, and the size of the whole.
+order, strict base64 or numbers, width, finite, not zero, and the size of the whole. See foreign_rerank for scores.
 
 We are lenient where the meaning is plain: a field that we do not need may hold anything, and one that we need may be
 written in several ways. A reply that can be read in two ways is refused.
 """
 
 import binascii
-import json
 import re
 import sys
 from array import array
@@ -18,21 +17,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from embedmesh.http.sse import BYTE_ORDER_MARK
+from embedmesh.gateway.nodes.foreign_replies import check_once_each, read_reply, whole
+from embedmesh.gateway.nodes.foreign_rerank import UpstreamRerank
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
-from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeRefused, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue
-from embedmesh.upstream.generating import COMPRESSED, UpstreamGeneration
+from embedmesh.upstream.generating import UpstreamGeneration, in_our_words
 from embedmesh.upstream.http1_reader import Http1Reply
 from embedmesh.upstream.http1_stream import BodyStream
 from embedmesh.upstream.refusals import SUCCESS, WRONG_REQUEST
-from embedmesh.upstream.server import UpstreamServer, UpstreamUrl, checked, is_plain
+from embedmesh.upstream.server import UpstreamServer, UpstreamUrl, checked
 
+NOT_OPENAIS = "the server's reply is not of OpenAI's form"
 NOT_SEALED = "a server of another make takes no confidential requests"
 EMBEDDINGS = "embeddings"  # the path
 JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4
@@ -40,7 +41,6 @@ JSON_BYTES_PER_VECTOR = 512  # around each vector
 JSON_BYTES_PER_REPLY = 16_384  # around all vectors
 UNIT_OFF_MAX = 1e-3  # of a unit vector's length, in half floats
 VECTOR_LENGTH_MAX = 1e6  # of one that is scaled: models give 1 to some hundreds; bytes in another order 1e30 and more
-COUNT_DIGITS_MAX = 15  # of a number that is written as a string
 REPLY_FIELDS = ("data", "embedding", "index", "usage")  # that we read: each may be in its object once
 FIELD_NAMES = re.compile(f'"(?:{"|".join(REPLY_FIELDS)})"'.encode()).findall
 
@@ -58,6 +58,9 @@ class UpstreamEmbeddings(msgspec.Struct):
 
     data: list[Item]
     usage: Any = None
+
+
+DECODE = msgspec.json.Decoder(UpstreamEmbeddings).decode
 
 
 class UpstreamLink:
@@ -78,18 +81,24 @@ class UpstreamLink:
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
         self._base64: bool | None = None  # whether it supports `encoding_format`; learned from its replies
-        self._decode = msgspec.json.Decoder(UpstreamEmbeddings).decode
         self._generation = UpstreamGeneration(self._server, self._offers)
+        self._rerank = UpstreamRerank(self._server, url.path)
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        assert counted.texts is not None  # the scheduler gives us no other work
         offer = self._offers.get(model.id)
         if offer is None:
             raise NodeBroke("the server does not run this model")
+        try:
+            return await (self._rerank.score if model.reranks else self._embed)(part, model, counted, offer)
+        except UpstreamRefused as refused:
+            raise in_our_words(refused, offer, model) from None
+
+    async def _embed(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
+        assert counted.texts is not None  # the scheduler gives us no other work
         texts = [offer.prefix + counted.texts[row] for row in part.rows]
         limit = len(texts) * (model.width * JSON_BYTES_PER_COMPONENT + JSON_BYTES_PER_VECTOR) + JSON_BYTES_PER_REPLY
         body = {"model": offer.name or offer.id, "input": texts}
-        answer = self._read(await self._ask(body, limit))
+        answer = read_reply(await self._ask(body, limit), _decoded, NOT_OPENAIS)
         data = _in_order(answer.data, len(texts), model.width)
         if model.id in self._normalizing:
             data = _unit(data, model.width)
@@ -136,17 +145,11 @@ class UpstreamLink:
             self._base64 = False
         return checked(reply)
 
-    def _read(self, reply: Http1Reply) -> UpstreamEmbeddings:
-        body = reply.body.removeprefix(BYTE_ORDER_MARK)
-        try:
-            answer = self._decode(body)
-            _check_unambiguous(body, answer)
-        except (ValueError, RecursionError):  # msgspec's, json's and Unicode's own errors are ValueErrors
-            if reply.by_closing:
-                raise NodeBroke("the server closed the connection before its reply was whole") from None
-            words = "the server's reply is not of OpenAI's form" if is_plain(reply.headers) else COMPRESSED
-            raise WrongAnswer(words, check=Check.FORM) from None
-        return answer
+
+def _decoded(body: bytes) -> UpstreamEmbeddings:
+    answer = DECODE(body)
+    _check_unambiguous(body, answer)
+    return answer
 
 
 def _check_unambiguous(body: bytes, answer: UpstreamEmbeddings) -> None:
@@ -158,22 +161,7 @@ def _check_unambiguous(body: bytes, answer: UpstreamEmbeddings) -> None:
     must = 1 + (answer.usage is not None) + len(answer.data)  # data, usage, and an embedding each; and of the items:
     must += sum((item.index is not None) + (item.object == "embedding") for item in answer.data)
     if b"\\" in body or len(FIELD_NAMES(body)) != must:
-        json.loads(body, object_pairs_hook=_once_each)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if any(names.count(name) > 1 for name in REPLY_FIELDS):
-        raise ValueError("a field is there twice")
-
-
-def _whole(said: object) -> int | None:
-    """A whole number of at least 0, also as `3.0` or `"3"`; None for anything else."""
-    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= COUNT_DIGITS_MAX:
-        return int(said)
-    if isinstance(said, float) and said.is_integer():
-        said = int(said)
-    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
+        check_once_each(body, REPLY_FIELDS)
 
 
 def _in_order(items: list[Item], count: int, width: int) -> bytes:
@@ -183,7 +171,7 @@ def _in_order(items: list[Item], count: int, width: int) -> bytes:
     rows: list[bytes | None] = [None] * count
     ordered = all(item.index is None for item in items)
     for at, item in enumerate(items):
-        index = at if ordered else _whole(item.index)
+        index = at if ordered else whole(item.index)
         if index is None or index >= count or rows[index] is not None:
             raise WrongAnswer("the server's indexes are not those of the inputs, once each", check=Check.ORDER)
         rows[index] = _row(item.embedding, width)
@@ -226,5 +214,5 @@ def _tokens(answer: UpstreamEmbeddings, part: Part, exact: bool) -> int:
     """Our own exact count; else the server's, capped by our bound; else the bound."""
     if exact or not isinstance(answer.usage, dict):
         return part.tokens
-    said = _whole(answer.usage.get("prompt_tokens")) or _whole(answer.usage.get("total_tokens"))
+    said = whole(answer.usage.get("prompt_tokens")) or whole(answer.usage.get("total_tokens"))
     return min(said or part.tokens, part.tokens)

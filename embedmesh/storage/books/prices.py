@@ -1,4 +1,4 @@
-"""What tokens and images cost: a price holds from a moment on, for one account or for all, until another follows."""
+"""What tokens, images and searches cost: a price holds from a moment on, for one account or all, until the next."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.sql import PRICES_SQL
 
 INPUT = Meter.INPUT.value
-METER = re.compile("input|cached|output|images:[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+METER = re.compile("input|cached|output|searches|images:[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
 class Price(msgspec.Struct, frozen=True):
     """A price of a model, for an account or for all (None), in nano-USD. Times are Unix milliseconds.
 
-    `meter` is `input`, `cached` or `output`: the price is per million tokens; or `images:1024x1024`: for one image.
+    `meter` is `input`, `cached` or `output`: the price is per million tokens; or `images:1024x1024`: for one image; or
+    `searches`: for one search.
     """
 
     price_id: int
@@ -94,6 +95,7 @@ class PriceBooks:
         if not 0 < len(model) <= MODEL_ID_CHARS_MAX or not model.isprintable():
             raise InvalidValue("Name the model by its id.", param="model")
         if not METER.fullmatch(meter):
-            raise InvalidValue("A meter is input, cached, output, or images: and a size as 1024x1024.", param="meter")
+            words = "A meter is input, cached, output, searches, or images: and a size as 1024x1024."
+            raise InvalidValue(words, param="meter")
         if account_id is not None:
             self._accounts.customer(account_id)

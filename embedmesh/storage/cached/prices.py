@@ -1,11 +1,11 @@
-"""What tokens and images cost: the store's prices by model, meter and account, or the catalogue's where it has none."""
+"""What tokens, images and searches cost: the store's prices by model, meter and account, else the catalogue's."""
 
 import asyncio
 from contextlib import suppress
 
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.rules.holds import Meter
-from embedmesh.rules.meters import images_of
+from embedmesh.rules.holds import NOT_TOKENS, Meter
+from embedmesh.rules.meters import SEARCHES, images_of
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import TOKENS_PER_PRICE_UNIT
 from embedmesh.rules.ports import Clock
@@ -44,7 +44,7 @@ class PriceList:
         """
         if meter is Meter.OUTPUT:
             return self._set(model, account_id, meter.value, model.output_price)
-        assert meter is not Meter.IMAGES, "images are priced by their size"
+        assert meter not in NOT_TOKENS, "`image` and `search` have other prices"
         price = self.of(model, account_id)
         if meter is Meter.INPUT:
             return price
@@ -54,6 +54,11 @@ class PriceList:
     def image(self, model: Model, account_id: str, size: str) -> int:
         """Of images of a size, in nano-USD per million: a price is written down for one. Raises KeyError."""
         return TOKENS_PER_PRICE_UNIT * self._set(model, account_id, images_of(size), model.image_prices[size])
+
+    def search(self, model: Model, account_id: str) -> int:
+        """Of searches, in nano-USD per million: a price is written down for one."""
+        assert model.search_price is not None, "its tokens are paid"
+        return TOKENS_PER_PRICE_UNIT * self._set(model, account_id, SEARCHES, model.search_price)
 
     def _set(self, model: Model, account_id: str, meter: str, catalogues: int) -> int:
         """The price that was set for the account, else for all, else the catalogue's."""

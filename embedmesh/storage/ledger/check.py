@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from embedmesh.rules.holds import Meter, Metered
+from embedmesh.rules.holds import NOT_TOKENS, Metered
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
@@ -127,7 +127,7 @@ def _wrong_meters(db: Db) -> Iterator[Broken]:
                 yield Broken(METERS_ADD_UP, f"hold {hold_id}", "its meters cannot be read")
                 continue
             billed = bill_nanousd(meters)
-            counted = sum(each.quantity for each in meters if each.meter is not Meter.IMAGES)
+            counted = sum(each.quantity for each in meters if each.meter not in NOT_TOKENS)
             if (cost, tokens) != (billed, counted):
                 detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
                 yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)

@@ -239,6 +239,13 @@ CASES = {
         prefix="new.",
         respell=respell_gte,
     ),
+    "electra": Case(
+        {"model_type": "electra", **ENCODER, "embedding_size": 16, "max_position_embeddings": 40},
+        "wordpiece",
+        "mean",
+        True,
+        prefix="electra.",
+    ),
 }
 
 

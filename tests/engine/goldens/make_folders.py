@@ -8,7 +8,7 @@ Run it in an environment of its own, since the product needs none of this:
 
 Each folder under `folders/` is as its own library writes it, but for files that decide nothing; `expected.json` in it
 holds the vectors that the library gives to `TEXTS`. The .onnx file keeps its tensors in a file beside it, as those
-above 2 GB must, and is of an architecture (ELECTRA) that we have no builder for.
+above 2 GB must, and is of another architecture than the other folders (ELECTRA).
 """
 
 import json

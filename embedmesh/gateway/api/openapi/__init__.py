@@ -11,6 +11,7 @@ from embedmesh.gateway.api.embeddings_api import reply_examples, request_example
 from embedmesh.gateway.api.openapi.operations import operation, types_of
 from embedmesh.gateway.api.openapi.responses import HEADERS, failure_row, header
 from embedmesh.gateway.api.openapi.schemas import Json, schemas_of
+from embedmesh.gateway.api.rerank_api import RERANK_PATH, rerank_reply_examples, rerank_request_examples
 from embedmesh.gateway.api.table import APIS
 from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS_PATH
@@ -20,6 +21,7 @@ ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications
 
 TAGS: list[Json] = [
     {"name": "Embeddings", "description": "Texts in, vectors out."},
+    {"name": "Rerank", "description": "A query and documents in, the best documents out."},
     {
         "name": "Chat, completions, images",
         "description": "What nodes of other makes generate, whole or in streams.",
@@ -64,13 +66,14 @@ def document(version: str) -> Json:
     paths: Json = {}
     for route, tag in rows:
         paths.setdefault(route.path, {})[route.method.lower()] = operation(route, tag, schema_of)
-    _add_examples(paths[EMBEDDINGS_PATH]["post"])
+    _add_examples(paths[EMBEDDINGS_PATH]["post"], request_examples(), reply_examples())
+    _add_examples(paths[RERANK_PATH]["post"], rerank_request_examples(), rerank_reply_examples())
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "embedmesh",
             "version": version,
-            "summary": "OpenAI-compatible embeddings, chat, completions and images from as many nodes as you have.",
+            "summary": "OpenAI-compatible embeddings, rerank, chat, completions and images from many nodes.",
             "description": (
                 "Other paths and methods get 404 `not_found` or 405 `method_not_allowed`, in the same error envelope. "
                 "Every reply has an `x-request-id`: the request's own if that has 1 to 128 characters of "
@@ -103,6 +106,6 @@ def document(version: str) -> Json:
     }
 
 
-def _add_examples(embeddings: Json) -> None:
-    embeddings["requestBody"]["content"]["application/json"]["examples"] = request_examples()
-    embeddings["responses"]["200"]["content"]["application/json"]["examples"] = reply_examples()
+def _add_examples(post: Json, requests: Json, replies: Json) -> None:
+    post["requestBody"]["content"]["application/json"]["examples"] = requests
+    post["responses"]["200"]["content"]["application/json"]["examples"] = replies

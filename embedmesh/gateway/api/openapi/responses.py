@@ -32,9 +32,9 @@ STATUS_WORDS = {
 
 COUNT_HEADERS = {
     "openai-processing-ms": "Time in the gateway, in milliseconds.",
-    "x-embedmesh-cached": "How many vectors came from the cache, if the account's `cache` is on.",
+    "x-embedmesh-cached": "How many vectors or scores came from the cache, if the account's `cache` is on.",
     "x-embedmesh-cost-nanousd": "The charge, in nano-USD (1e-9 USD).",
-    "x-embedmesh-truncated": "How many inputs were cut, as `truncate` requests.",
+    "x-embedmesh-truncated": "How many inputs or documents were cut, as `truncate` requests.",
     "x-ratelimit-limit-requests": "The key's limit of requests per minute, if it has one.",
     "x-ratelimit-remaining-requests": "How many are left now.",
     "x-ratelimit-limit-tokens": "The key's limit of tokens per minute, if it has one.",
@@ -45,7 +45,7 @@ COUNT_HEADERS = {
 TEXT_HEADERS = {
     "x-request-id": "The id of this exchange: the request's own `x-request-id` if it has one, else a new id.",
     "x-embedmesh-ignored": "Fields of the request that have no effect.",
-    "x-embedmesh-node": "The nodes that computed the vectors, most vectors first; `cache` for vectors from the cache.",
+    "x-embedmesh-node": "The nodes that computed the vectors or scores, most first; `cache` for those from the cache.",
     "x-embedmesh-request": "The ledger's id of the request; the same as `x-request-id` unless you sent one.",
     "x-ratelimit-reset-requests": "When the whole limit is available again, as in `7.000s`.",
     "x-ratelimit-reset-tokens": "When the whole limit is available again, as in `7.000s`.",

@@ -14,6 +14,7 @@ SCRIPTS = (  # each uses only the ones before it
     "answers.js",
     "reference.js",
     "try.js",
+    "ranks.js",
     "talk.js",
     "form.js",
     "docs.js",

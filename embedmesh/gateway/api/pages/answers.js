@@ -1,7 +1,7 @@
 // Chat, completions and images: what is asked and what comes back. Plain values in and out; nothing here touches the page.
 
 /** What the form does with a model: the first of these that the model can do. A model that is not known embeds. */
-const KINDS = ["chat", "images", "completions", "embeddings"];
+const KINDS = ["chat", "images", "completions", "rerank", "embeddings"];
 
 function kindOf(model) {
   return KINDS.find((kind) => model?.modalities.includes(kind)) ?? "embeddings";
@@ -14,6 +14,11 @@ function factsOf(model) {
   const input = dollars(model.price_nanousd_per_million_tokens);
   if (model.modalities.includes("embeddings"))
     return `${model.width} components, up to ${grouped(model.max_tokens)} tokens a text, ${input} a million tokens`;
+  if (model.modalities.includes("rerank")) {
+    const search = model.search_price_nanousd;
+    const price = typeof search === "number" ? `${dollars(search)} a search` : `${input} a million tokens`;
+    return `ranks documents, up to ${grouped(model.max_tokens)} tokens with the query, ${price}`;
+  }
   const prices = Object.entries(model.image_prices_nanousd).map(([size, price]) => `${size} at ${dollars(price)}`);
   if (prices.length) return `images of ${prices.join(", ")}`;
   const output = dollars(model.output_price_nanousd_per_million_tokens);
@@ -34,6 +39,13 @@ function imageBody({ model, text, size, number }) {
   if (size) body.size = size;
   if (number !== "") body.n = Number(number);
   return body;
+}
+
+/** The same request by curl, for a shell. The key comes from the environment. */
+function curlOf(url, body) {
+  const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
+  const headers = ['"Authorization: Bearer $EMBEDMESH_API_KEY"', '"Content-Type: application/json"'];
+  return [`curl ${url}`, ...headers.map((header) => `  -H ${header}`), `  -d '${json}'`].join(" \\\n");
 }
 
 /** The data of the whole events in a text, and what is left of it: the beginning of the next. */

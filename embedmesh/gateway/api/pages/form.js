@@ -1,7 +1,21 @@
 // The form: which fields it has for which model, and what its button does.
 
-const BUTTONS = { embeddings: "Create embeddings", chat: "Send", completions: "Complete", images: "Create images" };
-const BUSY = { embeddings: "Sending…", chat: "Answering…", completions: "Answering…", images: "Painting…" };
+const BUTTONS = {
+  embeddings: "Create embeddings",
+  rerank: "Rank documents",
+  chat: "Send",
+  completions: "Complete",
+  images: "Create images",
+};
+const BUSY = {
+  embeddings: "Sending…",
+  rerank: "Ranking…",
+  chat: "Answering…",
+  completions: "Answering…",
+  images: "Painting…",
+};
+const CHOICES = { embeddings: "Embed", rerank: "Rerank", chat: "Chat", completions: "Complete", images: "Images" };
+const ASKS = { embeddings: embed, rerank: rank, images: paint };
 
 let kind = "embeddings"; // of the model that is chosen
 
@@ -10,6 +24,7 @@ function showKind() {
   const model = chosenModel();
   kind = kindOf(model);
   for (const each of KINDS) byId(`for-${each}`).hidden = each !== kind;
+  for (const button of byId("kinds").children) button.setAttribute("aria-pressed", String(button.value === kind));
   byId("send").textContent = BUTTONS[kind];
   byId("anew").hidden = kind !== "chat";
   if (model) byId("model-hint").textContent = hintOf(model);
@@ -20,6 +35,24 @@ function showKind() {
     );
 }
 
+/** A button for each thing that the served models do, where that is more than one: it takes the first such model. */
+function offerKinds() {
+  const kinds = Object.keys(CHOICES).filter((each) => served.some((model) => kindOf(model) === each));
+  byId("kinds").hidden = kinds.length < 2;
+  byId("kinds").replaceChildren(
+    ...kinds.map((each) => {
+      const button = el("button", { type: "button", class: "quiet" }, CHOICES[each]);
+      button.value = each;
+      button.addEventListener("click", () => {
+        if (underWay) return;
+        byId("model").value = served.find((model) => kindOf(model) === each).id;
+        showKind();
+      });
+      return button;
+    }),
+  );
+}
+
 async function send(event) {
   event.preventDefault();
   const button = byId("send");
@@ -27,11 +60,10 @@ async function send(event) {
   if (!byId("model").value.trim()) await choose(); // fills in the first model
   const model = byId("model").value.trim();
   if (!model) return showNoModel();
-  const streams = kind === "chat" || kind === "completions";
   button.disabled = true;
   button.textContent = BUSY[kind];
   try {
-    await (streams ? talk(kind, model) : kind === "images" ? paint(model) : embed(model));
+    await (ASKS[kind] ? ASKS[kind](model) : talk(kind, model));
   } catch (error) {
     showNotSent("No answer", whyNoAnswer(error));
   } finally {
@@ -43,6 +75,7 @@ async function send(event) {
 
 async function choose() {
   await offerModels();
+  offerKinds();
   showKind();
 }
 

@@ -33,7 +33,8 @@ function typeInWords(schema) {
 }
 
 function drawSamples(api) {
-  const sampled = ["/v1/embeddings", "/v1/chat/completions"].map((path) => api.paths[path].post["x-codeSamples"]);
+  const paths = ["/v1/embeddings", "/v1/rerank", "/v1/chat/completions"];
+  const sampled = paths.map((path) => api.paths[path].post["x-codeSamples"]);
   const entries = sampled.flat().map(({ label, source }) => [
     label,
     codeBlock(source.trimEnd().replaceAll(SAMPLE_ORIGIN, BASE), `the ${label} example`),

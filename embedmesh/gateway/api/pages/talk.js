@@ -174,13 +174,7 @@ async function paint(model) {
   const text = byId("picture").value;
   if (!text.trim()) return showNotSent("Nothing to send", "Describe the image first.");
   const body = imageBody({ model, text, size: byId("size").value, number: byId("number").value });
-  const began = performance.now();
-  const response = await fetch(`${BASE}/v1/images/generations`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", ...authorization() },
-    body: JSON.stringify(body),
-  });
-  showAnswer(response, await response.text(), performance.now() - began, (raw) => showImages(response, raw, text));
+  await ask("/v1/images/generations", body, (response, raw) => showImages(response, raw, text));
 }
 
 function showImages(response, raw, text) {

@@ -69,14 +69,20 @@ function whyNoAnswer(error) {
 /** Ask for the vectors of the texts, and show them. */
 async function embed(model) {
   const values = { model, ...formValues() };
+  await ask("/v1/embeddings", requestBody(values), (response, raw) => showVectors(response, raw, values.texts));
+}
+
+/** Send a request that is answered whole, and show the reply; `draw` is that of `showAnswer`. */
+async function ask(path, body, draw) {
   const began = performance.now();
-  const response = await fetch(`${BASE}/v1/embeddings`, {
+  const response = await fetch(`${BASE}${path}`, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...authorization() },
-    body: JSON.stringify(requestBody(values)),
+    body: JSON.stringify(body),
   });
   const text = await response.text();
-  showAnswer(response, text, performance.now() - began, (raw) => showVectors(response, raw, values.texts));
+  const curl = curlOf(`${BASE}${path}`, body);
+  showAnswer(response, text, performance.now() - began, (raw) => draw(response, raw), curl);
 }
 
 function formValues() {
@@ -100,7 +106,7 @@ function showNotSent(title, why) {
 }
 
 /** Show a reply that is no stream. `draw` makes its parts and words of the body, or null of one that is something else. */
-function showAnswer(response, text, tookMs, draw) {
+function showAnswer(response, text, tookMs, draw, curl = null) {
   const words = response.statusText || (response.ok ? "OK" : "Refused");
   const status = el(
     "p",
@@ -118,6 +124,7 @@ function showAnswer(response, text, tookMs, draw) {
     drawn !== null,
     status,
     ...parts,
+    curl && el("details", { class: "raw" }, el("summary", {}, "This request with curl"), codeBlock(curl, "the command")),
     el("details", { class: "raw" }, el("summary", {}, "Raw reply"), whole),
   );
   announce(drawn ? drawn.words : `Refused with status ${response.status}`);

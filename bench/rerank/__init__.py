@@ -1,0 +1,1 @@
+"""Our reranker beside other people's."""
