@@ -152,5 +152,5 @@ def test_a_model_that_a_reload_has_added_is_probed_and_served(reranks: bool) -> 
         return now > 40.0
 
     node, _ = probe_until(client, done, models=models)
-    assert (node.state, node.models) == (NodeState.READY, {MODEL.id, added.id})
+    assert (node.state, node.models) == (NodeState.READY, frozenset({MODEL.id, added.id}))
     assert not node.counts["WrongAnswer"]
