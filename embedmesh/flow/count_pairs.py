@@ -91,14 +91,15 @@ class _PairCounting:
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._texts: list[str] = []
-        self._query_kept: int | None = None  # the least that a pair has of it, where it is cut
+        self._query_kept = set[int]()  # how many of its tokens pairs have
         self._truncated = 0
         self._tokens = 0
 
     def counted(self) -> Counted:
-        kept = self._query_kept
-        query = self._call.query if kept is None else self._query.clip(self._tokenizer, kept)
-        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query)
+        least = min(self._query_kept)
+        query = self._query.clip(self._tokenizer, least) if least < self._query.count else self._call.query
+        varies = len(self._query_kept) > 1
+        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query, query_varies=varies)
 
     def take(self) -> Generator[None, None, None]:
         """Count the query, and then pair by pair."""
@@ -156,8 +157,7 @@ class _PairCounting:
         if of_query + of_document < query.count + kept:
             tokens = query.count + kept
             self._may_cut("This document and the query have", tokens, exact=self._known(document), name=name)
-        if of_query < query.count:
-            self._query_kept = of_query if self._query_kept is None else min(of_query, self._query_kept)
+        self._query_kept.add(of_query)
         cut = of_document < document.count
         self._truncated += cut or of_query < query.count
         self._texts.append(document.clip(self._tokenizer, of_document) if cut else document.text)

@@ -88,6 +88,7 @@ async def test_pairs_are_those_really_scored(
     assert found.truncated == cut
     assert found.texts == [second for _, second in pairs]
     assert found.query == min((first for first, _ in pairs), key=len), "what all pairs have of it, for other makes"
+    assert found.query_varies is (len({first for first, _ in pairs}) > 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,6 +116,7 @@ async def test_any_pair_is_cut_by_its_true_lengths(
             (first, second) != (query, each) for (first, second), each in zip(fits, documents, strict=True)
         )
         assert found.query == "q" * min(first for first, _ in fits)
+        assert found.query_varies is (len({first for first, _ in fits}) > 1)
 
 
 REFUSED = [
