@@ -1,6 +1,7 @@
 """Rerank: documents in the order in which they answer a query, in as few requests as they need. It has no I/O.
 
-Each pair of query and document is scored by itself, so that scores of several requests are one order.
+Each pair of query and document is scored by itself, so that scores of several requests are one order. Of equal scores
+the server knows the better one, by its logits, which are not told.
 """
 
 import math
@@ -49,7 +50,7 @@ class RerankOptions(TypedDict, total=False):
 
 
 class Reranked(msgspec.Struct, frozen=True):
-    """Documents by their scores: best first, equal ones as they were given.
+    """Documents by their scores: best first, equal ones as the server orders them, those of earlier requests first.
 
     `tokens` are those of all pairs, the query's once a document. `searches` is what was charged instead, where the
     model has such a price. `cost_nanousd` is None where the server does not tell. `truncated` documents were cut.
@@ -128,7 +129,7 @@ def rerank_requests(
         ranked += [Ranked(part[each.index], each.score) for each in reply.results]
         done += len(part)
         wanted.progress(done)
-    ranked.sort(key=lambda each: (-each.score, each.index))
+    ranked.sort(key=lambda each: -each.score)  # stable: a reply's order stays, also where its scores are all told as 1
     searches = [each.searches for each in replies if each.searches is not None]
     costs = [each.cost_nanousd for each in replies if each.cost_nanousd is not None]
     return Reranked(
