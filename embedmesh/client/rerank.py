@@ -123,6 +123,8 @@ def rerank_requests(
         reply = yield begin(lambda patience, part=part: _scores(wanted, part, patience))  # type: ignore[misc]
         if reply is None:
             half = len(part) // 2
+            if half > SEARCH_DOCUMENTS:
+                half -= half % SEARCH_DOCUMENTS  # whole searches, so that both cost no more than the part
             parts.extendleft((part[half:], part[:half]))
             continue
         replies.append(reply)

@@ -140,6 +140,22 @@ def test_a_request_with_too_many_tokens_is_sent_in_halves(gateway: ScriptedGatew
         rerank("q", DOCUMENTS)
 
 
+def test_halves_cost_no_more_searches_than_the_whole(gateway: ScriptedGateway, rerank: Rerank) -> None:
+    """A gateway refuses what is beyond a bound of tokens; a search has up to 100 documents."""
+
+    def script(received: Received) -> Any:
+        documents = len(received.body["documents"])
+        if documents > 120:
+            return 400, envelope("max_tokens_per_request", param="documents")
+        return 200, rank_with(received, billed_units={"search_units": -(-documents // 100)})
+
+    gateway.script = script
+    for documents, searches in ((150, 2), (199, 2), (201, 3), (250, 3), (500, 5), (1_999, 20)):
+        texts = [f"{number}" for number in range(documents)]
+        told = rerank("q", texts)
+        assert (told.searches, found(told)) == (searches, best_first("q", texts))
+
+
 def test_a_document_that_is_refused_is_named_by_its_place_among_all(gateway: ScriptedGateway, rerank: Rerank) -> None:
     gateway.script = lambda received: (
         (400, envelope("context_length_exceeded", param="documents.1"))
