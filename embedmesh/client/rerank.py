@@ -158,7 +158,7 @@ def _scores(wanted: WantedRerank, part: range, patience: Patience) -> Steps[Rera
             return None
         raise _in_whole(refused, part)
     try:
-        return _read(answer.body, len(part), top_n, answer.headers)
+        return read_ranked(answer.body, len(part), top_n, answer.headers)
     except ValueError as error:
         raise NotScores(
             f"The reply is not what a rerank endpoint answers ({error}). Is the base URL that of one?"
@@ -197,8 +197,8 @@ class _RerankBody(msgspec.Struct):
     meta: _Meta | None = None
 
 
-def _read(body: bytes, documents: int, top_n: int, headers: Mapping[str, str]) -> RerankReply:
-    """Raises ValueError with one word for what is wrong."""
+def read_ranked(body: bytes, documents: int, top_n: int, headers: Mapping[str, str]) -> RerankReply:
+    """A reply that has the best `top_n` of so many documents. Raises ValueError with one word for what is wrong."""
     try:
         reply = msgspec.json.decode(body, type=_RerankBody)
     except (msgspec.DecodeError, ValueError, RecursionError):
