@@ -45,6 +45,10 @@ def test_a_reranker_s_entry_has_what_a_reranker_has(tmp_path: Path) -> None:
     assert not {"width", "token_ids", "prompts"} & set(said)
     listed = run("list", "--catalogue", file).stdout
     assert "reranks, scores raw, at most 40 tokens, $0.0001 a search" in listed
+    [told] = json.loads(run("list", "--catalogue", file, "--json").stdout)
+    assert [told[name] for name in ("modalities", "width", "scores", "search_price_nanousd")] == [
+        ["rerank"], 0, "raw", 100_000
+    ]  # fmt: skip
     assert run("check", "--catalogue", file).stdout == "bert: ok\n"
     refused = run("quantize", GOLDENS / "bert", "-o", tmp_path / "int8").exception
     assert "bert reranks, and int8 is made and judged for models that make vectors" in str(refused)
