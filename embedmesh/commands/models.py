@@ -118,7 +118,7 @@ def fetch(name: str, models_dir: Path | None, offline: bool) -> CommandResult:
 @catalogue_option()
 @prints_result
 def check(catalogue: Path | None) -> CommandResult:
-    """Compare every model's files with the catalogue's digests.
+    """Compare every model's files with the catalogue: their digest, and whether they rerank, with which scores.
 
     The exit status is 1 if one differs or is missing.
 
@@ -126,7 +126,8 @@ def check(catalogue: Path | None) -> CommandResult:
     Example:
       embedmesh models check
     """
-    from embedmesh.engine.folder import digest
+    from embedmesh.engine.folder import digest, read_folder
+    from embedmesh.engine.reranker import check_scores
 
     states: dict[str, str] = {}
     for model in load_catalogue(catalogue, assets=assets_dir()).written:
@@ -134,6 +135,8 @@ def check(catalogue: Path | None) -> CommandResult:
             continue
         try:
             right = digest(Path(model.folder)) == model.digest
+            if right:
+                check_scores(model, read_folder(Path(model.folder)).scores)
             states[model.id] = "ok" if right else "other files than the catalogue's"
         except SetupError as error:
             states[model.id] = str(error)
