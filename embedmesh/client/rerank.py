@@ -52,8 +52,9 @@ class RerankOptions(TypedDict, total=False):
 class Reranked(msgspec.Struct, frozen=True):
     """Documents by their scores: best first, equal ones as the server orders them, those of earlier requests first.
 
-    `tokens` are those of all pairs, the query's once a document. `searches` is what was charged instead, where the
-    model has such a price. `cost_nanousd` is None where the server does not tell. `truncated` documents were cut.
+    `tokens` are those of all pairs, the query's once a document. `searches` are counted, too, where the model has a
+    price of those. Both are by list: what the server remembers may be free. `cost_nanousd` is what was charged, None
+    where the server does not tell. `truncated` documents were cut.
     """
 
     results: list[Ranked]
