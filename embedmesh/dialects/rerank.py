@@ -97,7 +97,10 @@ class RerankVersion(msgspec.Struct, frozen=True):
 
 
 class RerankBilled(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is charged: tokens, or searches of up to 100 documents each, by the price of the model."""
+    """What the request is by list: tokens, or searches of up to 100 documents each, as the model is priced.
+
+    What is remembered for you may be free: `x-embedmesh-cost-nanousd` tells the charge.
+    """
 
     input_tokens: int | None = None
     search_units: int | None = None

@@ -54,12 +54,12 @@ def read_scores(path: Path, config: Fields, sentences: Fields) -> Scores:
     return ACTIVATIONS[named]
 
 
-def check_scores(model: Model, scores: Scores | None, name: str) -> None:
-    """Raises SetupError where the catalogue says another thing of a model than its folder `name`: what callers see."""
+def check_scores(model: Model, scores: Scores | None) -> None:
+    """Raises SetupError where the catalogue says another thing of a model than its folder, whose `scores` are these."""
     does = {None: "makes vectors", "sigmoid": "has scores of the kind sigmoid", "raw": "has scores of the kind raw"}
     said = model.scores if model.reranks else None
     if said != scores:
-        raise SetupError(f"By the catalogue {name} {does[said]}; its folder {does[scores]}. Mend the catalogue.")
+        raise SetupError(f"By the catalogue {model.id} {does[said]}; its folder {does[scores]}. Mend the catalogue.")
 
 
 def read_head(path: Path, config: Fields, width: int, *, saved: bool) -> Modules:

@@ -39,7 +39,8 @@ class Ranked(msgspec.Struct, frozen=True, array_like=True):
 class RerankCounts(msgspec.Struct, frozen=True):
     """What callers are told that a request was: `tokens` of all pairs, and how many pairs were cut (`truncated`).
 
-    `searches` is None where tokens are paid. Both are those of all documents, of remembered scores, too.
+    `searches` is None where tokens are paid. Both are those of all documents, of remembered scores, too, so that the
+    same request gets the same bytes: what is charged may be less.
     """
 
     tokens: int

@@ -306,6 +306,7 @@ async def test_what_is_remembered_is_told_the_same_and_paid_as_was_agreed(
     paid = [quantity for quantity in quantities if quantity is not None]
     assert charges(world) == [math.ceil(quantity * unit) for quantity in paid]
     assert counts(overlap)["tokens"] == 150 * pair_tokens
+    assert counts(overlap)["searches"] == (2 if model is BY_SEARCHES else None), "by list, whatever is free of it"
     other = await ask(world, body(documents[:1], query="xyz", model=model))
     assert other.headers["x-embedmesh-cached"] == "0", "another query is another pair"
     kept = remembering(policy)
