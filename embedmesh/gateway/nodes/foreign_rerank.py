@@ -83,7 +83,7 @@ class UpstreamRerank:
         self._speaks = False  # whether the first form was right in the last reply
         self._spoke = False  # whether it ever was
         self._tells: dict[str, Scores] = {}  # by model: what a reply of Jina's form has for sigmoids
-        self._probed_logits: set[tuple[str, int]] = set()  # models whose probe of so many documents had logits
+        self._probed_logits: set[tuple[str, int]] = set()  # by model and number of documents: its probe had logits
 
     async def score(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
         """Logits of the part's pairs, as `NodeLink.embed`."""
