@@ -63,9 +63,7 @@ def list_(catalogue: Path | None) -> CommandResult:
             f"{model.id}  ({', '.join(model.aliases) or 'no alias'})",
             f"  {'foreign: run by other servers (`embedmesh nodes add`)' if model.foreign else there}",
             f"  {_gives(model)}, at most {model.max_tokens} tokens, {price}",
-            f"  token ids are read as {model.token_ids}; tier {model.tier}"
-            if model.embeds
-            else f"  tier {model.tier}",
+            f"  token ids are read as {model.token_ids}; tier {model.tier}" if model.embeds else f"  tier {model.tier}",
         ]
         if not model.foreign:
             lines.append(f"  {model.folder}")
