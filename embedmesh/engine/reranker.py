@@ -7,11 +7,11 @@ folder is a reranker whose config.json names a class with a head for whole texts
 from pathlib import Path
 
 from embedmesh.engine.jsonfile import Fields, only_known, refused
+from embedmesh.engine.layout import CROSS_ENCODER
 from embedmesh.engine.modules import Modules, Pooling, list_modules, read_modules
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model, Scores
 
-MODEL_TYPE = "CrossEncoder"
 OLD_ACTIVATION = "sbert_ce_default_activation_function"  # before version 4
 ACTIVATIONS: dict[object, Scores] = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
@@ -25,7 +25,7 @@ LABELS_TOLD_MAX = 5
 SENTENCES_KNOWN: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("__version__", "prompts", "requirements", "activation_fn", "keep_in_fp32_modules"), ()),
     "default_prompt_name": (None,),
-    "model_type": (MODEL_TYPE,),
+    "model_type": (CROSS_ENCODER,),
 }
 SENTENCE_KNOWN: dict[str, tuple[object, ...]] = {
     "transformer_task": ("sequence-classification",),

@@ -19,6 +19,8 @@ from embedmesh.rules.ports import Tokenizer
 from embedmesh.rules.reranking import RerankCall, fit_pair, searches_of
 
 QUERY = "query"
+SOON_TOKENS_MAX = 64 * 1024  # of pairs that are made at once: a quarter of a megabyte of ids
+COMPARED_TOKENS = 4_096  # of two texts that are read on to tell which is longer: some milliseconds
 
 
 async def count_pairs(
@@ -57,7 +59,7 @@ def _soon(call: RerankCall, model: Model, tokenizer: Tokenizer | None) -> Counte
     if call.keep is not None and max(sizes) > call.keep:
         return None
     lengths = list(map(add, sizes, repeat(len(query) // ID_BYTES + _specials(tokenizer))))
-    if max(lengths) > model.max_tokens or sum(lengths) > RERANK_TOKENS_MAX:
+    if max(lengths) > model.max_tokens or sum(lengths) > SOON_TOKENS_MAX:
         return None
     return Counted(lengths, list(map(tokenizer.pair, repeat(query), documents)), call.documents, query=call.query)
 
@@ -84,18 +86,20 @@ class _PairCounting:
         self._can_pay = can_pay
         self._specials = _specials(tokenizer)
         self._room = model.max_tokens - self._specials
+        self._compared = max(self._room, COMPARED_TOKENS)
         self._query = Head(call.query, self._room)
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._texts: list[str] = []
-        self._query_kept: int | None = None  # the least that a pair has of it, where it is cut
+        self._query_kept = set[int]()  # how many of its tokens pairs have
         self._truncated = 0
         self._tokens = 0
 
     def counted(self) -> Counted:
-        kept = self._query_kept
-        query = self._call.query if kept is None else self._query.clip(self._tokenizer, kept)
-        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query)
+        least = min(self._query_kept)
+        query = self._query.clip(self._tokenizer, least) if least < self._query.count else self._call.query
+        varies = len(self._query_kept) > 1
+        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query, query_varies=varies)
 
     def take(self) -> Generator[None, None, None]:
         """Count the query, and then pair by pair."""
@@ -119,11 +123,14 @@ class _PairCounting:
 
     def _compare(self, document: Head, name: str) -> Generator[None, None, None]:
         """Where both texts are longer than a pair may be, and its room is odd: read on until it is known which is
-        longer, for that one has a token more."""
+        longer, for that one has a token more. Of texts that are both very long it is the document: reading them to
+        their ends would cost a thousand times what the pair does."""
         query, tokenizer = self._query, self._tokenizer
         if self._room % 2 == 0 or query.count <= self._room:
             return
         while not (query.is_whole and self._known(document)):
+            if min(query.count, self._kept(document)) >= self._compared:
+                return
             if query.is_whole and self._kept(document) >= query.count:
                 return
             if self._known(document) and self._kept(document) < query.count:
@@ -145,12 +152,12 @@ class _PairCounting:
     def _add(self, query_ids: bytes, document: Head, name: str) -> None:
         """Add the next pair."""
         query, kept = self._query, self._kept(document)
-        of_query, of_document = fit_pair(query.count, kept, self._room)
+        compared = min(query.count, self._compared), min(kept, self._compared)
+        of_query, of_document = fit_pair(*compared, self._room)
         if of_query + of_document < query.count + kept:
             tokens = query.count + kept
             self._may_cut("This document and the query have", tokens, exact=self._known(document), name=name)
-        if of_query < query.count:
-            self._query_kept = of_query if self._query_kept is None else min(of_query, self._query_kept)
+        self._query_kept.add(of_query)
         cut = of_document < document.count
         self._truncated += cut or of_query < query.count
         self._texts.append(document.clip(self._tokenizer, of_document) if cut else document.text)

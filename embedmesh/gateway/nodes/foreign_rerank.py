@@ -3,6 +3,9 @@ have, too.
 
 At which path a server speaks which form is found out by its first request, which is a probe, and remembered. So is what
 it tells of a model whose scores are sigmoids of its logits: these, as most do, or the logits, as llama.cpp does.
+
+A probe is the same question each time. So where its scores once lay outside of 0..1 and now lie within, another server
+has taken the address. No caller's scores decide that: some logits lie within 0..1 by chance.
 """
 
 import re
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from embedmesh.fleet.examiner import FAR_TEXT, PROBE_QUERY, PROBE_TEXT
 from embedmesh.gateway.nodes.foreign_replies import check_once_each, read_reply, whole
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
@@ -32,7 +36,11 @@ LOGITS = {"raw_scores": True, "use_activation": False}  # to Infinity, and to vL
 SCORE_FIELDS = ("results", "data", "index", "relevance_score", "score", "usage", "meta")
 """That we read: each may be in its object once."""
 SCORE_NAMES = re.compile(f'"(?:{"|".join(SCORE_FIELDS)})"'.encode()).findall
+PROBES = ((PROBE_QUERY, [PROBE_TEXT, FAR_TEXT]), (PROBE_QUERY, [PROBE_TEXT]))
+"""The second one is of a server that takes one document a request."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Result(msgspec.Struct):
@@ -74,6 +82,7 @@ class UpstreamRerank:
         self._speaks = False  # whether the first form was right in the last reply
         self._spoke = False  # whether it ever was
         self._tells: dict[str, Scores] = {}  # by model: what a reply of Jina's form has for sigmoids
+        self._probed_logits: set[tuple[str, int]] = set()  # models whose probe of so many documents had logits
 
     async def score(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
         """Logits of the part's pairs, as `NodeLink.embed`."""
@@ -83,7 +92,11 @@ class UpstreamRerank:
         limit = echo + len(texts) * BYTES_PER_RESULT + BYTES_PER_REPLY
         form, reply = await self._ask(model, offer, counted.query, texts, limit)
         results, told = read_reply(reply, _decoded, NO_SCORES)
-        scores = self._logits(model, form, _in_rows(results, len(texts)))
+        scores = _in_rows(results, len(texts))
+        if not form.tei and model.scores == "sigmoid":
+            if (counted.query, [counted.texts[row] for row in part.rows]) in PROBES:
+                self._probed(model.id, scores)
+            scores = self._logits(model, scores)
         if not (np.abs(scores) <= FLOAT32_MAX).all():
             raise WrongAnswer("a score is not finite", check=Check.FINITE)
         tokens = part.tokens if counted.exact else min(_tokens(told) or part.tokens, part.tokens)
@@ -119,18 +132,31 @@ class UpstreamRerank:
         said = ", ".join(f"HTTP {reply.status} at {form.path}" for form, reply in refused)
         raise NodeBroke(f"it has no rerank that we know: {said}{NAME_HINT}", check=Check.STATUS_4XX)
 
-    def _logits(self, model: Model, form: Form, scores: "np.ndarray[Any, np.dtype[np.float64]]") -> Any:
-        """Logits of what a reply has. Raises WrongAnswer."""
-        if form.tei or model.scores == "raw":
-            return scores
-        outside = bool(((scores < 0.0) | (scores > 1.0)).any())
+    def _probed(self, model_id: str, scores: Numbers) -> None:
+        """See whether another server answers a probe than the one that told logits."""
+        probe = (model_id, len(scores))
+        if _outside(scores):
+            self._probed_logits.add(probe)
+        elif probe in self._probed_logits and np.isfinite(scores).all():
+            self._probed_logits.remove(probe)
+            self._tells.pop(model_id, None)
+
+    def _logits(self, model: Model, scores: Numbers) -> Numbers:
+        """Logits of what a reply of Jina's form has for sigmoids. Raises WrongAnswer."""
+        outside = _outside(scores)
         if self._tells.setdefault(model.id, "raw" if outside else "sigmoid") == "raw":
             return scores
         if outside:
             del self._tells[model.id]
             raise WrongAnswer("a score is not within 0 and 1, as those before were", check=Check.ENCODING)
         with np.errstate(divide="ignore"):
-            return np.clip(np.log(scores) - np.log1p(-scores), -LOGIT_MAX, LOGIT_MAX)
+            logits: Numbers = np.clip(np.log(scores) - np.log1p(-scores), -LOGIT_MAX, LOGIT_MAX)
+        return logits
+
+
+def _outside(scores: Numbers) -> bool:
+    """Whether one of them is no sigmoid."""
+    return bool(((scores < 0.0) | (scores > 1.0)).any())
 
 
 def _decoded(body: bytes) -> tuple[list[Result], Results | None]:
@@ -151,7 +177,7 @@ def _decoded(body: bytes) -> tuple[list[Result], Results | None]:
     return results, told
 
 
-def _in_rows(results: list[Result], count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def _in_rows(results: list[Result], count: int) -> Numbers:
     """The scores in the order of the documents. Raises WrongAnswer."""
     if len(results) != count:
         raise WrongAnswer("the server answered with a wrong number of scores", check=Check.COUNT)
