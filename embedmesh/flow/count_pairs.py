@@ -8,8 +8,8 @@ from collections.abc import Generator
 from itertools import repeat
 from operator import add, floordiv
 
-from embedmesh.flow.count import SPECIALS_MAX, CanPay, CanPayFor
 from embedmesh.flow.beginnings import Beginning, beginnings
+from embedmesh.flow.count import SPECIALS_MAX, CanPay, CanPayFor
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Counted, bytes_of
 from embedmesh.rules.errors import ContextLengthExceeded, InvalidValue, MaxTokensPerRequest
