@@ -8,8 +8,8 @@ from collections.abc import Generator
 from itertools import repeat
 from operator import add, floordiv
 
+from embedmesh.flow.beginnings import Beginning, beginnings
 from embedmesh.flow.count import SPECIALS_MAX, CanPay, CanPayFor
-from embedmesh.flow.heads import Head, heads
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Counted, bytes_of
 from embedmesh.rules.errors import ContextLengthExceeded, InvalidValue, MaxTokensPerRequest
@@ -87,7 +87,7 @@ class _PairCounting:
         self._specials = _specials(tokenizer)
         self._room = model.max_tokens - self._specials
         self._compared = max(self._room, COMPARED_TOKENS)
-        self._query = Head(call.query, self._room)
+        self._query = Beginning(call.query, self._room)
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._texts: list[str] = []
@@ -113,7 +113,9 @@ class _PairCounting:
             self._may_cut("The query has", query.count, exact=query.is_whole, name=QUERY)
         _check(len(documents) * (min(query.count, self._room) + self._specials), self._can_pay)
         query_ids = bytes_of(query.ids[: self._room])
-        for index, document in enumerate(heads(self._tokenizer, documents, min(self._room, call.keep or self._room))):
+        for index, document in enumerate(
+            beginnings(self._tokenizer, documents, min(self._room, call.keep or self._room))
+        ):
             name = f"documents.{index}"
             while document.wants_more:
                 document.read_on(self._tokenizer, name)
@@ -122,7 +124,7 @@ class _PairCounting:
             self._add(query_ids, document, name)
             yield
 
-    def _compare(self, document: Head, name: str) -> Generator[None, None, None]:
+    def _compare(self, document: Beginning, name: str) -> Generator[None, None, None]:
         """Where both texts are longer than a pair may be, and its room is odd: read on until it is known which is
         longer, for that one has a token more. Of texts that are both very long it is the document: reading them to
         their ends would cost a thousand times what the pair does."""
@@ -142,15 +144,15 @@ class _PairCounting:
             behind.read_on(tokenizer, its_name)
             yield
 
-    def _kept(self, document: Head) -> int:
+    def _kept(self, document: Beginning) -> int:
         """The document's tokens, as far as they were counted and the caller wants them kept."""
         return document.count if self._call.keep is None else min(document.count, self._call.keep)
 
-    def _known(self, document: Head) -> bool:
+    def _known(self, document: Beginning) -> bool:
         """Whether that is all of them."""
         return document.is_whole or (self._call.keep is not None and document.count >= self._call.keep)
 
-    def _add(self, query_ids: bytes, document: Head, name: str) -> None:
+    def _add(self, query_ids: bytes, document: Beginning, name: str) -> None:
         """Add the next pair."""
         query, kept = self._query, self._kept(document)
         compared = min(query.count, self._compared), min(kept, self._compared)

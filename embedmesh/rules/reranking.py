@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
+
+TOO_MANY_DOCUMENTS = f"`documents` has too many entries; one request takes at most {RERANK_DOCUMENTS_MAX:,}."
 SEARCH_DOCUMENTS = 100  # that one search covers, as Cohere counts them
 
 RerankTruncate = Literal["none", "end"]
