@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from embedmesh.rules.tls_failures import TRUST_VARIABLE, system_context
-from embedmesh.signing.certificates import names_of, unverified_context
 
 READY_POLL_S = 0.05
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here, only recognised
@@ -20,6 +19,8 @@ def base_url(host: str, port: int, certificate: Path | None = None) -> str:
     address = ANY_ADDRESS.get(host, host)
     if certificate is None:
         return f"http://{_bracketed(address)}:{port}/v1"
+    from embedmesh.signing.certificates import names_of  # brings a TLS library along
+
     names = names_of(certificate)
     named = [name for name in (address, "localhost", *names) if name in names and "*" not in name]
     return f"https://{_bracketed((*named, address)[0])}:{port}/v1"
@@ -29,7 +30,11 @@ async def until_ready(host: str, port: int, path: str, replies: int, *, tls: boo
     """Wait until the path has said 200 that many times in a row: /readyz does once a worker has embedded something."""
     right = 0
     host = ANY_ADDRESS.get(host, host)
-    context = unverified_context() if tls else None
+    context = None
+    if tls:
+        from embedmesh.signing.certificates import unverified_context
+
+        context = unverified_context()
     while right < replies:
         status = b""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

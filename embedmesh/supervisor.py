@@ -22,7 +22,6 @@ from typing import NamedTuple
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
 from embedmesh.credentials import Credentials
-from embedmesh.http.tls import Certificate
 from embedmesh.logs.setup import start_logging, tell
 from embedmesh.own_folder import locked, metrics_folder, served_before, socket_folder, write_catalogue
 from embedmesh.own_port import authority_to_name, base_url, until_ready
@@ -163,7 +162,7 @@ class Service:
         ours = [model for model in catalogue.written if not model.foreign]
         model = min(ours, key=lambda each: each.reranks, default=None)  # the first that embeds, if there is one
         key_defaults(self.gateway)  # likewise
-        Certificate.given(self.gateway.tls_cert, self.gateway.tls_key, self.gateway.tls_client_ca)  # likewise
+        check_certificate(self.gateway)  # likewise
         stopping = stop_event(None)
         with _lifeline() as lifeline_fd, metrics_folder(self.folder) as metrics:
             children = self.build(lifeline_fd, metrics, with_node=model is not None)
@@ -267,6 +266,15 @@ class Service:
             asyncio.get_running_loop().add_signal_handler(number, kill)
         for child in reversed(children):
             await child.stop()
+
+
+def check_certificate(gateway: GatewaySettings) -> None:
+    """Raises SetupError where it cannot be used. Without TLS nothing of it is imported: a node starts after this."""
+    files = gateway.tls_cert, gateway.tls_key, gateway.tls_client_ca
+    if any(files):
+        from embedmesh.http.tls import Certificate  # brings an HTTP server along: 150 ms
+
+        Certificate.given(*files)
 
 
 async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:

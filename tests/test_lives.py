@@ -66,7 +66,7 @@ def test_it_finds_a_charge_that_does_not_end_a_hold(template: Template, monkeypa
         held._ledger.capture(held.hold, charge, reply)
 
     monkeypatch.setattr(Bill, "capture", capture)
-    assert found(template, "ended by release", first=101)
+    assert found(template, "ended by release", first=110)
 
 
 def test_it_finds_a_caller_that_decides_whether_it_pays(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_it_finds_a_caller_that_decides_whether_it_pays(template: Template, monk
         settle(world, request, done, delivery)
 
     monkeypatch.setattr(module, "_settle", only_what_is_whole)
-    assert found(template, "ended by release")
+    assert found(template, "ended by release", first=103)
 
 
 def test_it_finds_what_goes_straight_and_is_charged_before_it_is_delivered(
@@ -102,7 +102,7 @@ def test_it_finds_what_goes_straight_and_is_not_ended_when_its_caller_leaves(
 ) -> None:
     """What it had is given back: its room, its part of the tab, its node's time."""
     monkeypatch.setattr(StraightRequest, "caller_left", lambda request: request._end("dropped", 0.0))
-    assert found(template, "not given back", first=109)
+    assert found(template, "not given back", first=122)
 
 
 def test_many_requests_go_straight_and_many_locks_are_used(template: Template) -> None:
@@ -128,7 +128,7 @@ def test_it_finds_a_cache_that_remembers_what_nobody_paid(template: Template, mo
         return result
 
     monkeypatch.setattr(EmbeddingsCall, "work", at_once)
-    assert found(template, "for nothing", first=111)
+    assert found(template, "for nothing", first=116)
 
 
 def test_it_finds_a_key_that_is_charged_twice(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
                 write.failed("The ledger cannot be written now; try again soon.")
 
     monkeypatch.setattr(Writer, "_keep_what_must_be", keep)
-    assert found(template, "never charged", first=109)
+    assert found(template, "never charged", first=114)
 
 
 def test_it_finds_a_tab_that_is_closed_too_early(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,13 @@ def test_it_finds_a_tab_that_is_closed_too_early(template: Template, monkeypatch
         flush(keeper)
 
     monkeypatch.setattr(TabKeeper, "flush", at_once)
-    assert found(template, "broken_writes", first=138)
+    assert found(template, "broken_writes", first=155)
 
 
 def test_it_finds_a_tab_that_is_not_settled(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was delivered under it has to be charged."""
     monkeypatch.setattr(TabKeeper, "capture", lambda keeper, hold, charge: keeper.release(hold))
-    assert found(template, "never charged (under a tab)")
+    assert found(template, "never charged (under a tab)", first=109)
 
 
 def test_it_finds_a_tab_that_is_spent_without_end(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_it_finds_a_tab_that_is_spent_without_end(template: Template, monkeypatc
 
     monkeypatch.setattr(TabKeeper, "capture", gives_all_back)
     monkeypatch.setattr("embedmesh.rules.spending.REQUESTS_MIN", 4)
-    assert found(template, "broken_writes")
+    assert found(template, "broken_writes", first=122)
 
 
 def test_it_finds_tabs_that_are_not_recalled(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,21 +211,21 @@ def test_it_finds_tabs_that_are_not_recalled(template: Template, monkeypatch: py
         return False
 
     monkeypatch.setattr(Recalls, "wait", wait)
-    assert found(template, "was open all the time", first=133)
+    assert found(template, "was open all the time", first=147)
 
 
 def test_it_finds_tabs_that_are_not_recovered(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead gateway had in tabs is given back when it comes back."""
     for name in ("tabs_of_owner", "live_tabs"):
         monkeypatch.setitem(TABS_SQL, name, TABS_SQL[name].rstrip(";") + " AND false")
-    assert found(template, "tabs of its last life open")
+    assert found(template, "tabs of its last life open", first=115)
 
 
 def test_it_finds_a_recovery_that_does_nothing(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead gateway left open is released when it comes back, not only by the sweep."""
     for name in ("holds_of_owner", "open_holds"):
         monkeypatch.setitem(HOLDS_SQL, name, HOLDS_SQL[name].rstrip(";") + " AND false")
-    assert found(template, "of its last life open", first=107)
+    assert found(template, "of its last life open", first=110)
 
 
 def test_it_finds_a_recovery_that_takes_from_the_living(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,13 +239,13 @@ def test_it_finds_locks_that_end_with_their_gateway(template: Template, monkeypa
     """What nobody has used yet is not lost by a restart."""
     for name in ("holds_of_owner", "open_holds"):
         monkeypatch.setitem(HOLDS_SQL, name, HOLDS_SQL[name].partition("AND NOT EXISTS")[0])
-    assert found(template, "was not used, and its hold was released by recover")
+    assert found(template, "was not used, and its hold was released by recover", first=105)
 
 
 def test_it_finds_locks_without_a_bound(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     for where in ("open_lock", "locks"):
         monkeypatch.setattr(f"embedmesh.storage.ledger.{where}.one_too_many", lambda *_: None)
-    assert found(template, "unused locks at")
+    assert found(template, "unused locks at", first=104)
 
 
 def test_it_finds_a_sweep_that_takes_holds_from_requests(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,3 +83,11 @@ def test_a_test_that_cannot_be_failed_is_named_and_the_run_ends(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
     assert done.returncode == 1 and "crashed while running" in done.stdout, done.stdout[-2_000:]
     assert "test_hangs.py::test_it" in done.stdout
+
+
+def test_what_starts_a_node_imports_no_server_and_no_tls() -> None:
+    """`embedmesh serve` starts its node once all that it needs itself is imported: half of that was an HTTP server."""
+    heavy = ("aiohttp", "cryptography", "numpy", "tokenizers", "psycopg")
+    script = f"import sys, embedmesh.supervisor; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """Rerank: documents in the order in which they answer a query, in as few requests as they need. It has no I/O.
 
-Each pair of query and document is scored by itself, so that scores of several requests are one order.
+Each pair of query and document is scored by itself, so that scores of several requests are one order. Of equal scores
+the server knows the better one, by its logits, which are not told.
 """
 
 import math
@@ -49,10 +50,11 @@ class RerankOptions(TypedDict, total=False):
 
 
 class Reranked(msgspec.Struct, frozen=True):
-    """Documents by their scores: best first, equal ones as they were given.
+    """Documents by their scores: best first, equal ones as the server orders them, those of earlier requests first.
 
-    `tokens` are those of all pairs, the query's once a document. `searches` is what was charged instead, where the
-    model has such a price. `cost_nanousd` is None where the server does not tell. `truncated` documents were cut.
+    `tokens` are those of all pairs, the query's once a document. `searches` are counted, too, where the model has a
+    price of those. Both are by list: what the server remembers may be free. `cost_nanousd` is what was charged, None
+    where the server does not tell. `truncated` documents were cut.
     """
 
     results: list[Ranked]
@@ -122,13 +124,15 @@ def rerank_requests(
         reply = yield begin(lambda patience, part=part: _scores(wanted, part, patience))  # type: ignore[misc]
         if reply is None:
             half = len(part) // 2
+            if half > SEARCH_DOCUMENTS:
+                half -= half % SEARCH_DOCUMENTS  # whole searches, so that both cost no more than the part
             parts.extendleft((part[half:], part[:half]))
             continue
         replies.append(reply)
         ranked += [Ranked(part[each.index], each.score) for each in reply.results]
         done += len(part)
         wanted.progress(done)
-    ranked.sort(key=lambda each: (-each.score, each.index))
+    ranked.sort(key=lambda each: -each.score)  # stable: a reply's order stays, also where its scores are all told as 1
     searches = [each.searches for each in replies if each.searches is not None]
     costs = [each.cost_nanousd for each in replies if each.cost_nanousd is not None]
     return Reranked(
@@ -155,7 +159,7 @@ def _scores(wanted: WantedRerank, part: range, patience: Patience) -> Steps[Rera
             return None
         raise _in_whole(refused, part)
     try:
-        return _read(answer.body, len(part), top_n, answer.headers)
+        return read_ranked(answer.body, len(part), top_n, answer.headers)
     except ValueError as error:
         raise NotScores(
             f"The reply is not what a rerank endpoint answers ({error}). Is the base URL that of one?"
@@ -194,8 +198,8 @@ class _RerankBody(msgspec.Struct):
     meta: _Meta | None = None
 
 
-def _read(body: bytes, documents: int, top_n: int, headers: Mapping[str, str]) -> RerankReply:
-    """Raises ValueError with one word for what is wrong."""
+def read_ranked(body: bytes, documents: int, top_n: int, headers: Mapping[str, str]) -> RerankReply:
+    """A reply that has the best `top_n` of so many documents. Raises ValueError with one word for what is wrong."""
     try:
         reply = msgspec.json.decode(body, type=_RerankBody)
     except (msgspec.DecodeError, ValueError, RecursionError):

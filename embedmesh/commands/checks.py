@@ -16,8 +16,9 @@ import msgspec
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
-from embedmesh.engine.folder import digest
+from embedmesh.engine.folder import digest, read_folder
 from embedmesh.engine.precision import missing_here, tiers_here
+from embedmesh.engine.reranker import check_scores
 from embedmesh.engine.runtime import ENGINE_NAMES, choose_engine
 from embedmesh.engine.threads import engine_threads
 from embedmesh.process import beyond_loopback, is_profiled
@@ -165,9 +166,10 @@ def _check_model(model: Model) -> HealthCheck:
         return HealthCheck(name, "fail", f"no folder {folder}", "Put the model there or mend `folder`.")
     try:
         if digest(folder) == model.digest:
+            check_scores(model, read_folder(folder).scores)
             return HealthCheck(name, "ok", "digest right")
     except SetupError as error:
-        return HealthCheck(name, "fail", str(error), "Fetch the model again.")
+        return HealthCheck(name, "fail", str(error), "Fetch the model again, or mend the catalogue.")
     todo = "Fetch the model again, or write down the digest if you meant to change it."
     return HealthCheck(name, "fail", "its files have another digest", todo)
 

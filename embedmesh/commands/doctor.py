@@ -10,6 +10,7 @@ import msgspec
 
 from embedmesh.client.bulk.replies import read_vectors
 from embedmesh.client.refusals import read_problem
+from embedmesh.client.rerank import read_ranked
 from embedmesh.commands import checks
 from embedmesh.commands.checks import HealthCheck
 from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_url
@@ -21,7 +22,8 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books.new_keys import NewKeys
 
 DOCTOR_REPLY_S = 10.0  # an endpoint that is well answers in milliseconds; a cold one within two seconds
-DOCTOR_REPLY_BYTES_MAX = 1024 * 1024  # one vector, or an error
+DOCTOR_REPLY_BYTES_MAX = 1024 * 1024  # one vector, two scores, or an error
+DOCTOR_DOCUMENTS = ("nurse", "potato")  # to rerank
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -36,7 +38,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
     cls=SettingOption,
     type=click.Path(path_type=Path),
     envvar="EMBEDMESH_CATALOGUE",
-    help="HealthCheck this one, too.",
+    help="Check this one, too.",
 )
 @prints_result
 def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path | None) -> CommandResult:
@@ -44,8 +46,8 @@ def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path |
 
     Checks Python, CPU, threads, engine, precision tiers, memory, disk, SQLite, the fetched model, the data folder, the
     port and, if other machines reach it, the limits of new keys. If a server has run before, its health is checked, and
-    a real embedding is requested (three tokens, paid by its account). The exit status is 0 if nothing failed; warnings
-    are no failures.
+    a word is embedded, or two are reranked where no model embeds (a few tokens, paid by its account). The exit status
+    is 0 if nothing failed; warnings are no failures.
 
     \b
     Examples:
@@ -94,6 +96,7 @@ def _check_new_keys(data_dir: Path, host: str | None) -> list[HealthCheck]:
 
 class _ServedModel(msgspec.Struct):
     id: str
+    modalities: tuple[str, ...] = ("embeddings",)
 
 
 class _ServedModels(msgspec.Struct):
@@ -109,7 +112,7 @@ class _Readiness(msgspec.Struct):
 
 
 def _check_endpoint(local: Credentials) -> list[HealthCheck]:
-    """Health, readiness and one embedding of the endpoint that bootstrap.json names. Health is the first."""
+    """Health, readiness and one answer of the endpoint that bootstrap.json names. Health is the first."""
     root = urlsplit(local.base_url).path.rstrip("/").removesuffix("/v1")
     stranger = _client(local, key="")  # the key is only for a gateway of ours
     found: list[HealthCheck] = []
@@ -120,7 +123,7 @@ def _check_endpoint(local: Credentials) -> list[HealthCheck]:
             return [_foreign(local)]
         ready = _ready(stranger.send("GET", root + "/readyz"))
         found = [HealthCheck("endpoint", "ok", f"{local.base_url} answers"), ready]
-        return found if ready.state == "fail" else [*found, _embed(_client(local, key=local.api_key), root)]
+        return found if ready.state == "fail" else [*found, _answer(_client(local, key=local.api_key), root)]
     except NoReply as error:
         if error.kind == "connect":
             todo = "Start it: embedmesh serve"
@@ -165,7 +168,7 @@ def _ready(reply: HttpReply) -> HealthCheck:
         )
     if why:
         return HealthCheck("ready", "warn", f"it answers slowly: {why}", starved)
-    return HealthCheck("ready", "ok", "a model was embedded just now")
+    return HealthCheck("ready", "ok", "a model answered just now")
 
 
 def _foreign(local: Credentials) -> HealthCheck:
@@ -173,14 +176,23 @@ def _foreign(local: Credentials) -> HealthCheck:
     return HealthCheck("endpoint", "fail", f"another program than embedmesh listens at {local.base_url}", todo)
 
 
-def _embed(client: HttpClient, root: str) -> HealthCheck:
+def _answer(client: HttpClient, root: str) -> HealthCheck:
+    """One vector of the first model that embeds; else two scores of the first that reranks."""
     reply = client.send("GET", root + "/v1/models")
     if reply.status != 200:
         return _refused(reply)
     served = msgspec.json.decode(reply.body, type=_ServedModels).data
     if not served:
         return HealthCheck("embedding", "fail", "no model is served", "Look at what `embedmesh serve` logs.")
-    request = {"model": served[0].id, "input": ["doctor"], "encoding_format": "base64"}
+    for modality, ask in (("embeddings", _embed), ("rerank", _rerank)):
+        for model in served:
+            if modality in model.modalities:
+                return ask(client, root, model.id)
+    return HealthCheck("embedding", "ok", "no model embeds or reranks here: none was asked")
+
+
+def _embed(client: HttpClient, root: str, model: str) -> HealthCheck:
+    request = {"model": model, "input": ["doctor"], "encoding_format": "base64"}
     began = time.monotonic()
     reply = client.send("POST", root + "/v1/embeddings", request)
     if reply.status != 200:
@@ -190,11 +202,22 @@ def _embed(client: HttpClient, root: str) -> HealthCheck:
     return HealthCheck("embedding", "ok", f"{vectors.width} components, {vectors.tokens} tokens, {spent_ms:.1f} ms")
 
 
-def _refused(reply: HttpReply) -> HealthCheck:
+def _rerank(client: HttpClient, root: str, model: str) -> HealthCheck:
+    request = {"model": model, "query": "doctor", "documents": DOCTOR_DOCUMENTS}
+    began = time.monotonic()
+    reply = client.send("POST", root + "/v1/rerank", request)
+    if reply.status != 200:
+        return _refused(reply, "rerank")
+    spent_ms = (time.monotonic() - began) * 1000
+    ranked = read_ranked(reply.body, len(DOCTOR_DOCUMENTS), len(DOCTOR_DOCUMENTS), {})
+    return HealthCheck("rerank", "ok", f"{len(ranked.results)} scores, {ranked.tokens} tokens, {spent_ms:.1f} ms")
+
+
+def _refused(reply: HttpReply, name: str = "embedding") -> HealthCheck:
     problem = read_problem(reply.status, reply.body)
     keys = reply.status in (401, 403, 429)
     todo = "See `embedmesh keys` and `embedmesh accounts`." if keys else "Look at the server's log."
-    return HealthCheck("embedding", "fail", f"{problem.message} ({problem.code})", todo)
+    return HealthCheck(name, "fail", f"{problem.message} ({problem.code})", todo)
 
 
 def _report(found: list[HealthCheck]) -> str:

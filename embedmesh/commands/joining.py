@@ -114,10 +114,10 @@ def invites(operator: Operator) -> CommandResult:
     "--parallel",
     type=WholeNumber(1, UPSTREAM_IN_FLIGHT_MAX),
     help="Requests that it works on at one time. "
-    f"Default: {UPSTREAM_GENERATING} if it generates, {UPSTREAM_IN_FLIGHT} if it only embeds.",
+    f"Default: {UPSTREAM_GENERATING} if it generates, {UPSTREAM_IN_FLIGHT} if it only embeds or reranks.",
 )
 @click.option("--prefix", default="", help="Words that it wants before every text.")
-@click.option("--trusted", is_flag=True, help="Its vectors decide when two others disagree.")
+@click.option("--trusted", is_flag=True, help="Its vectors or scores decide when two others disagree.")
 @gateway_command
 def add(
     operator: Operator,

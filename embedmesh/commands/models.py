@@ -63,9 +63,7 @@ def list_(catalogue: Path | None) -> CommandResult:
             f"{model.id}  ({', '.join(model.aliases) or 'no alias'})",
             f"  {'foreign: run by other servers (`embedmesh nodes add`)' if model.foreign else there}",
             f"  {_gives(model)}, at most {model.max_tokens} tokens, {price}",
-            f"  tier {model.tier}"
-            if model.reranks
-            else f"  token ids are read as {model.token_ids}; tier {model.tier}",
+            f"  token ids are read as {model.token_ids}; tier {model.tier}" if model.embeds else f"  tier {model.tier}",
         ]
         if not model.foreign:
             lines.append(f"  {model.folder}")
@@ -118,7 +116,7 @@ def fetch(name: str, models_dir: Path | None, offline: bool) -> CommandResult:
 @catalogue_option()
 @prints_result
 def check(catalogue: Path | None) -> CommandResult:
-    """Compare every model's files with the catalogue's digests.
+    """Compare every model's files with the catalogue: their digest, and whether they rerank, with which scores.
 
     The exit status is 1 if one differs or is missing.
 
@@ -126,7 +124,8 @@ def check(catalogue: Path | None) -> CommandResult:
     Example:
       embedmesh models check
     """
-    from embedmesh.engine.folder import digest
+    from embedmesh.engine.folder import digest, read_folder
+    from embedmesh.engine.reranker import check_scores
 
     states: dict[str, str] = {}
     for model in load_catalogue(catalogue, assets=assets_dir()).written:
@@ -134,6 +133,8 @@ def check(catalogue: Path | None) -> CommandResult:
             continue
         try:
             right = digest(Path(model.folder)) == model.digest
+            if right:
+                check_scores(model, read_folder(Path(model.folder)).scores)
             states[model.id] = "ok" if right else "other files than the catalogue's"
         except SetupError as error:
             states[model.id] = str(error)
@@ -222,7 +223,9 @@ def _loading_bar(node: Path, name: str) -> Iterator[None]:
 
 
 def _gives(model: Model) -> str:
-    return f"reranks, scores {model.scores}" if model.reranks else f"width {model.width}"
+    if model.embeds:
+        return f"width {model.width}"
+    return f"reranks, scores {model.scores}" if model.reranks else ", ".join(model.modalities)
 
 
 def _present(model: Model) -> bool:
@@ -231,10 +234,11 @@ def _present(model: Model) -> bool:
 
 
 def _as_json(model: Model) -> dict[str, object]:
-    names = ("id", "aliases", "tier", "width", "max_tokens", "token_ids", "digest")
+    names = ("id", "aliases", "tier", "modalities", "max_tokens", "token_ids", "digest")
     reranks = {"scores": model.scores, "search_price_nanousd": model.search_price} if model.reranks else {}
     return {
         **{name: getattr(model, name) for name in names},
+        "width": model.width if model.embeds else 0,  # as `/v1/models` has it
         **reranks,
         "price_nanousd_per_million_tokens": model.price,
         "folder": model.folder or None,

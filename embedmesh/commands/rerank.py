@@ -216,9 +216,9 @@ def _print(ranked: Reranked, documents: Sequence[Document], *, several: bool, as
             click.echo("\t".join([repr(each.score), *where, " ".join(at.text.splitlines())]))
     cost = "" if ranked.cost_nanousd is None else f", {format_usd(ranked.cost_nanousd)}"
     searches = "1 search" if ranked.searches == 1 else f"{ranked.searches:,} searches" if ranked.searches else ""
-    paid = searches or f"{ranked.tokens:,} tokens"
+    by_list = searches or f"{ranked.tokens:,} tokens"  # the cost may be less: what is remembered may be free
     cut = f"; {ranked.truncated:,} were longer than the model takes, and were cut" if ranked.truncated else ""
-    click.echo(f"{len(documents):,} documents, {paid}{cost}{cut}", err=True)
+    click.echo(f"{len(documents):,} documents, {by_list}{cost}{cut}", err=True)
 
 
 def _bars(found: Sequence[tuple[Ranked, Document]], *, several: bool, columns: int) -> rich.table.Table:

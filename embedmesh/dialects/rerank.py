@@ -12,9 +12,9 @@ import msgspec
 import orjson
 from msgspec import Meta
 
-from embedmesh.dialects.reranking import RerankForm, WriteRanked, agreed
+from embedmesh.dialects.reranking import SOME_DOCUMENTS, SOME_QUERY, RerankForm, WriteRanked, agreed
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX, USER_CHARS_MAX
+from embedmesh.rules.limits import USER_CHARS_MAX
 from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts, RerankTruncate
 
 SAME_RERANK_ID = "rerank"  # some clients want an id; the same request again gets the same bytes, so it says nothing
@@ -41,8 +41,8 @@ class RerankRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     - `max_chunks_per_doc`, `priority`: change nothing.
     """
 
-    query: Name
-    documents: Annotated[list[str | RerankDocument], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
+    query: Annotated[str, SOME_QUERY]
+    documents: Annotated[list[str | RerankDocument], SOME_DOCUMENTS]
     model: Name | None = None
     top_n: Least1 | None = None
     top_k: Least1 | None = None
@@ -97,7 +97,10 @@ class RerankVersion(msgspec.Struct, frozen=True):
 
 
 class RerankBilled(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is charged: tokens, or searches of up to 100 documents each, by the price of the model."""
+    """What the request is by list: tokens, or searches of up to 100 documents each, as the model is priced.
+
+    What is remembered for you may be free: `x-embedmesh-cost-nanousd` tells the charge.
+    """
 
     input_tokens: int | None = None
     search_units: int | None = None

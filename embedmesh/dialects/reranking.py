@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import orjson
+from msgspec import Meta
 
 from embedmesh.dialects.adapted import ESCAPED_BYTES_MAX, converted, loaded_of, renamed, sole
 from embedmesh.dialects.openai.modalities import unsupported_modality
@@ -19,23 +20,26 @@ from embedmesh.rules.exchange import Reply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
-from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts, RerankTruncate
+from embedmesh.rules.reranking import TOO_MANY_DOCUMENTS, Ranked, RerankCall, RerankCounts, RerankTruncate
 from embedmesh.rules.served import ParseTerms, no_such_model
 
 RERANK_FRAME_BYTES_MAX = 1_024  # of a reply, beside results and the model's name
 RANKED_BYTES_MAX = 128  # `{"index":2047,"relevance_score":-1.1754944e-38,"document":{"text":""}},`, and the score
 RERANK_VALUES_MAX = 2 * RERANK_DOCUMENTS_MAX + FIELDS_VALUES_MAX  # of strings: each document as an object has two
-_TOO_MANY = f"`documents` has too many entries; one request takes at most {RERANK_DOCUMENTS_MAX:,}."
 RERANK_BOUNDS = ValueBounds(
     RERANK_VALUES_MAX,
     RERANK_VALUES_MAX,
     RERANK_VALUES_MAX,
     TooManyInputs,
-    _TOO_MANY,
+    TOO_MANY_DOCUMENTS,
     TooManyInputs,
-    _TOO_MANY,
+    TOO_MANY_DOCUMENTS,
     "documents",
 )
+
+# For the schema: `embedmesh.flow.rerank` refuses, with the same words for all forms.
+SOME_QUERY = Meta(extra_json_schema={"minLength": 1})
+SOME_DOCUMENTS = Meta(extra_json_schema={"minItems": 1, "maxItems": RERANK_DOCUMENTS_MAX})
 
 WriteRanked = Callable[[RerankCall, Sequence[Ranked], RerankCounts], Any]
 """The reply as orjson takes it."""

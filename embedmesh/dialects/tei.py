@@ -12,10 +12,10 @@ from msgspec import Meta
 
 from embedmesh.dialects.adapted import Adapted
 from embedmesh.dialects.quantised import Matrix
-from embedmesh.dialects.reranking import RerankForm
+from embedmesh.dialects.reranking import SOME_DOCUMENTS, SOME_QUERY, RerankForm
 from embedmesh.rules.errors import CallerFailure, Failure, Overloaded, RateLimited
 from embedmesh.rules.forwarding import Answer
-from embedmesh.rules.limits import REQUEST_INPUTS_MAX, RERANK_DOCUMENTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -63,8 +63,8 @@ class TeiRerank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `top_n` is not TEI's: some clients send it, to have only the best.
     """
 
-    query: Text
-    texts: Annotated[list[str], Meta(min_length=1, max_length=RERANK_DOCUMENTS_MAX)]
+    query: Annotated[str, SOME_QUERY]
+    texts: Annotated[list[str], SOME_DOCUMENTS]
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool = False

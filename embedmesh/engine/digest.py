@@ -21,7 +21,8 @@ def digest(path: Path) -> str:
     `modules.json`, `config_sentence_transformers.json` and `int8.json`; of the folder itself and of each one that
     `modules.json` names, `config.json`, `sentence_*_config.json`, `tokenizer.json`, `model.safetensors.index.json` and
     every `*.safetensors`; and, where the graph is made from it, the `.onnx` file with the files of tensors beside it.
-    Not `tokenizer_config.json` and its like: they decide ids, which gateways make and nodes are sent.
+    Of a reranker `tokenizer_config.json`, too: the node reads there whether its model is given token types. Of others
+    not it and its like: they decide ids, which gateways make and nodes are sent.
     Takes about 60 ms for 90 MB, and reads all of it.
     """
     lines = sorted(f"{_hash_file(file)} {file.relative_to(path).as_posix()}\n" for file in _deciding_files(path))
@@ -39,6 +40,8 @@ def _deciding_files(path: Path) -> set[Path]:
     files = {path / MODULES_FILE, path / layout.SENTENCES_FILE, path / layout.INT8_FILE}
     for folder in {path, *layout.module_folders(path)}:
         files |= {*(folder / name for name in names), *folder.glob("*.safetensors")}
+    if layout.is_reranker(path):
+        files.add(first / layout.SETTINGS_FILE)
     layout.check_weights(path, first)
     if not static:
         model_type = text(read_object(first / "config.json"), "model_type", path)

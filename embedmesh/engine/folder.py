@@ -94,7 +94,7 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
     sentences = read_object(path / layout.SENTENCES_FILE, absent_is_empty=True) if saved else {}
     scores: Scores | None = None
     known = SENTENCE_KNOWN
-    if not saved or sentences.get("model_type") == reranker.MODEL_TYPE:
+    if not saved or sentences.get("model_type") == layout.CROSS_ENCODER:
         only_known(sentences, reranker.SENTENCES_KNOWN, layout.SENTENCES_FILE, path)
         modules = reranker.read_head(path, config, hidden, saved=saved)
         scores = reranker.read_scores(path, config, sentences)

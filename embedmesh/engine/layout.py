@@ -14,6 +14,8 @@ Source = Literal["safetensors", "onnx", "static"]
 
 ONNX_FILES = ("model.onnx", "onnx/model.onnx")
 SENTENCES_FILE = "config_sentence_transformers.json"
+CROSS_ENCODER = "CrossEncoder"  # the `model_type` in that file
+SETTINGS_FILE = "tokenizer_config.json"
 CLASSIFIER = "ForSequenceClassification"  # how the architecture of a model with such a head ends, in config.json
 INT8_FILE = "int8.json"
 SENTENCE_FILES = tuple(
@@ -80,6 +82,13 @@ def is_classifier(config: Fields) -> bool:
     """Whether a config.json is that of a model with a head for texts, or pairs of them, as a whole."""
     named = config.get("architectures")
     return isinstance(named, list) and any(str(each).endswith(CLASSIFIER) for each in named)
+
+
+def is_reranker(path: Path) -> bool:
+    """Whether a folder's model scores pairs: CrossEncoder has saved it, or, without modules, its class has a head."""
+    if not (path / MODULES_FILE).is_file():
+        return is_classifier(read_object(path / "config.json", absent_is_empty=True))
+    return read_object(path / SENTENCES_FILE, absent_is_empty=True).get("model_type") == CROSS_ENCODER
 
 
 def has_types(model_type: str, config: Fields) -> bool:

@@ -7,11 +7,11 @@ folder is a reranker whose config.json names a class with a head for whole texts
 from pathlib import Path
 
 from embedmesh.engine.jsonfile import Fields, only_known, refused
+from embedmesh.engine.layout import CROSS_ENCODER
 from embedmesh.engine.modules import Modules, Pooling, list_modules, read_modules
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model, Scores
 
-MODEL_TYPE = "CrossEncoder"
 OLD_ACTIVATION = "sbert_ce_default_activation_function"  # before version 4
 ACTIVATIONS: dict[object, Scores] = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
@@ -25,7 +25,7 @@ LABELS_TOLD_MAX = 5
 SENTENCES_KNOWN: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("__version__", "prompts", "requirements", "activation_fn", "keep_in_fp32_modules"), ()),
     "default_prompt_name": (None,),
-    "model_type": (MODEL_TYPE,),
+    "model_type": (CROSS_ENCODER,),
 }
 SENTENCE_KNOWN: dict[str, tuple[object, ...]] = {
     "transformer_task": ("sequence-classification",),
@@ -54,12 +54,12 @@ def read_scores(path: Path, config: Fields, sentences: Fields) -> Scores:
     return ACTIVATIONS[named]
 
 
-def check_scores(model: Model, scores: Scores | None, name: str) -> None:
-    """Raises SetupError where the catalogue says another thing of a model than its folder `name`: what callers see."""
+def check_scores(model: Model, scores: Scores | None) -> None:
+    """Raises SetupError where the catalogue says another thing of a model than its folder, whose `scores` are these."""
     does = {None: "makes vectors", "sigmoid": "has scores of the kind sigmoid", "raw": "has scores of the kind raw"}
     said = model.scores if model.reranks else None
     if said != scores:
-        raise SetupError(f"By the catalogue {name} {does[said]}; its folder {does[scores]}. Mend the catalogue.")
+        raise SetupError(f"By the catalogue {model.id} {does[said]}; its folder {does[scores]}. Mend the catalogue.")
 
 
 def read_head(path: Path, config: Fields, width: int, *, saved: bool) -> Modules:

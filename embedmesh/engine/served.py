@@ -51,7 +51,7 @@ class Served:
         self.tokenizer = ModelTokenizer(folder, model.max_tokens)
         self._whole = self.tokenizer.marked if model.reranks else self.tokenizer.with_specials
         read = read_folder(folder)
-        check_scores(model, read.scores, folder.name)
+        check_scores(model, read.scores)
         self.normal = read.normalize  # whether vectors have unit length by themselves
         if self.tokenizer.vocab_size > read.vocab_size:
             raise SetupError(

@@ -15,12 +15,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.jsonfile import Fields, read_object, refused
-from embedmesh.engine.layout import has_types
+from embedmesh.engine.layout import SETTINGS_FILE, has_types
 from embedmesh.engine.tokenizer_classes import TokenizerClass, find_class
 from embedmesh.engine.tokenizer_source import TokenizerJson, TokenizerSource
 from embedmesh.rules.errors import SetupError
 
-SETTINGS_FILE = "tokenizer_config.json"
 TOKENS_MAP_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
 TOKENIZER_FILE = "tokenizer.json"

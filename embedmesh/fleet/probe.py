@@ -49,7 +49,7 @@ class Prober:
         self._examiner = examiner
         self._registry = examiner.registry
         self._clock = examiner.clock
-        self._probes = {model.id: examiner.probe(model) for model in examiner.catalogue.models}
+        self._probes: dict[str, Counted] = {}  # by model, once it is asked for: a reload may add models
         self._logged_models: set[str] = set()
         self._logged_unproven = self._logged_quiet = False
         self._began = self._clock.monotonic()
@@ -143,7 +143,7 @@ class Prober:
                     if only_new and model.id in self._node.models:
                         continue
                     if model.encodes:
-                        await self._embed(model, self._probes[model.id])
+                        await self._embed(model, self._probe_of(model))
                     else:
                         await self._examiner.generate(self._node, model)
                     embedded = True
@@ -164,13 +164,19 @@ class Prober:
             else:
                 self._registry.serves(self._node, ids)
 
+    def _probe_of(self, model: Model) -> Counted:
+        counted = self._probes.get(model.id)
+        if counted is None:
+            counted = self._probes[model.id] = self._examiner.probe(model)
+        return counted
+
     def _deadline_s(self) -> float:
         """As much as callers' requests get, once the node's speed is known; doubled after each late probe."""
         if self._pace is not None:
             return PACED_PROBE_S
         deadline_s = NODE_PROBE_S
         if self._node.state is not NodeState.UNPROVEN:
-            load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())
+            load, tokens = self._node.load, max((each.tokens for each in self._probes.values()), default=0)
             deadline_s = min(NODE_PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
         return float(min(deadline_s * 2**self._late, LATE_PROBE_S))
 

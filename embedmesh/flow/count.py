@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from itertools import repeat
 from operator import add, floordiv
 
-from embedmesh.flow.heads import Head, heads
+from embedmesh.flow.beginnings import Beginning, beginnings
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Call, Counted
 from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
@@ -139,27 +139,27 @@ class _Counting:
     def take_texts(self, texts: Iterator[str]) -> Generator[None, None, None]:
         """Texts, the prompt not yet added."""
         self._texts = []
-        for head in heads(self._tokenizer, map(self._prompt.__add__, texts), self._room):
-            yield from self._take(head)
+        for beginning in beginnings(self._tokenizer, map(self._prompt.__add__, texts), self._room):
+            yield from self._take(beginning)
             yield
 
-    def _take(self, head: Head) -> Generator[None, None, None]:
-        while head.wants_more:
-            head.read_on(self._tokenizer, self._name())
+    def _take(self, beginning: Beginning) -> Generator[None, None, None]:
+        while beginning.wants_more:
+            beginning.read_on(self._tokenizer, self._name())
             yield
-        if head.count <= self._room:
-            self._add(head.ids, head.text, cut=False)
+        if beginning.count <= self._room:
+            self._add(beginning.ids, beginning.text, cut=False)
             return
-        self._may_cut(head.count, exact=head.is_whole)
+        self._may_cut(beginning.count, exact=beginning.is_whole)
         if self._call.truncate == "end":
-            self._add(head.ids[: self._room], head.clip(self._tokenizer, self._room), cut=True)
+            self._add(beginning.ids[: self._room], beginning.clip(self._tokenizer, self._room), cut=True)
             return
         kept = len(self._tokenizer.ids([self._prompt])[0]) if self._prompt else 0
-        while not head.is_whole:
-            head.skip(self._tokenizer, self._name())
+        while not beginning.is_whole:
+            beginning.skip(self._tokenizer, self._name())
             yield
-        tail, clipped = yield from self._find_tail(head.text, head.cuts, self._room - kept)
-        self._add(head.ids[:kept] + tail, self._prompt + clipped if kept else clipped, cut=True)
+        tail, clipped = yield from self._find_tail(beginning.text, beginning.cuts, self._room - kept)
+        self._add(beginning.ids[:kept] + tail, self._prompt + clipped if kept else clipped, cut=True)
 
     def _find_tail(self, text: str, cuts: list[int], tokens: int) -> Generator[None, None, tuple[list[int], str]]:
         """The last ids of a text that has more, and what they stand for."""

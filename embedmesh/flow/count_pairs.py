@@ -8,8 +8,8 @@ from collections.abc import Generator
 from itertools import repeat
 from operator import add, floordiv
 
+from embedmesh.flow.beginnings import Beginning, beginnings
 from embedmesh.flow.count import SPECIALS_MAX, CanPay, CanPayFor
-from embedmesh.flow.heads import Head, heads
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Counted, bytes_of
 from embedmesh.rules.errors import ContextLengthExceeded, InvalidValue, MaxTokensPerRequest
@@ -19,6 +19,8 @@ from embedmesh.rules.ports import Tokenizer
 from embedmesh.rules.reranking import RerankCall, fit_pair, searches_of
 
 QUERY = "query"
+SOON_TOKENS_MAX = 64 * 1024  # of pairs that are made at once: a quarter of a megabyte of ids
+COMPARED_TOKENS = 4_096  # of two texts that are read on to tell which is longer: some milliseconds
 
 
 async def count_pairs(
@@ -57,7 +59,7 @@ def _soon(call: RerankCall, model: Model, tokenizer: Tokenizer | None) -> Counte
     if call.keep is not None and max(sizes) > call.keep:
         return None
     lengths = list(map(add, sizes, repeat(len(query) // ID_BYTES + _specials(tokenizer))))
-    if max(lengths) > model.max_tokens or sum(lengths) > RERANK_TOKENS_MAX:
+    if max(lengths) > model.max_tokens or sum(lengths) > SOON_TOKENS_MAX:
         return None
     return Counted(lengths, list(map(tokenizer.pair, repeat(query), documents)), call.documents, query=call.query)
 
@@ -84,18 +86,21 @@ class _PairCounting:
         self._can_pay = can_pay
         self._specials = _specials(tokenizer)
         self._room = model.max_tokens - self._specials
-        self._query = Head(call.query, self._room)
+        self._compared = max(self._room, COMPARED_TOKENS)
+        self._query = Beginning(call.query, self._room)
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._texts: list[str] = []
-        self._query_kept: int | None = None  # the least that a pair has of it, where it is cut
+        self._queries: dict[int, str] = {}  # by how many of its tokens pairs have: what they stand for
+        self._kept_of_query: list[int] = []  # by each pair
         self._truncated = 0
         self._tokens = 0
 
     def counted(self) -> Counted:
-        kept = self._query_kept
-        query = self._call.query if kept is None else self._query.clip(self._tokenizer, kept)
-        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query)
+        queries = self._queries
+        varying = None if len(queries) == 1 else [queries[kept] for kept in self._kept_of_query]
+        query = queries[max(queries)]
+        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query, queries=varying)
 
     def take(self) -> Generator[None, None, None]:
         """Count the query, and then pair by pair."""
@@ -108,7 +113,9 @@ class _PairCounting:
             self._may_cut("The query has", query.count, exact=query.is_whole, name=QUERY)
         _check(len(documents) * (min(query.count, self._room) + self._specials), self._can_pay)
         query_ids = bytes_of(query.ids[: self._room])
-        for index, document in enumerate(heads(self._tokenizer, documents, min(self._room, call.keep or self._room))):
+        for index, document in enumerate(
+            beginnings(self._tokenizer, documents, min(self._room, call.keep or self._room))
+        ):
             name = f"documents.{index}"
             while document.wants_more:
                 document.read_on(self._tokenizer, name)
@@ -117,13 +124,16 @@ class _PairCounting:
             self._add(query_ids, document, name)
             yield
 
-    def _compare(self, document: Head, name: str) -> Generator[None, None, None]:
+    def _compare(self, document: Beginning, name: str) -> Generator[None, None, None]:
         """Where both texts are longer than a pair may be, and its room is odd: read on until it is known which is
-        longer, for that one has a token more."""
+        longer, for that one has a token more. Of texts that are both very long it is the document: reading them to
+        their ends would cost a thousand times what the pair does."""
         query, tokenizer = self._query, self._tokenizer
         if self._room % 2 == 0 or query.count <= self._room:
             return
         while not (query.is_whole and self._known(document)):
+            if min(query.count, self._kept(document)) >= self._compared:
+                return
             if query.is_whole and self._kept(document) >= query.count:
                 return
             if self._known(document) and self._kept(document) < query.count:
@@ -134,23 +144,26 @@ class _PairCounting:
             behind.read_on(tokenizer, its_name)
             yield
 
-    def _kept(self, document: Head) -> int:
+    def _kept(self, document: Beginning) -> int:
         """The document's tokens, as far as they were counted and the caller wants them kept."""
         return document.count if self._call.keep is None else min(document.count, self._call.keep)
 
-    def _known(self, document: Head) -> bool:
+    def _known(self, document: Beginning) -> bool:
         """Whether that is all of them."""
         return document.is_whole or (self._call.keep is not None and document.count >= self._call.keep)
 
-    def _add(self, query_ids: bytes, document: Head, name: str) -> None:
+    def _add(self, query_ids: bytes, document: Beginning, name: str) -> None:
         """Add the next pair."""
         query, kept = self._query, self._kept(document)
-        of_query, of_document = fit_pair(query.count, kept, self._room)
+        compared = min(query.count, self._compared), min(kept, self._compared)
+        of_query, of_document = fit_pair(*compared, self._room)
         if of_query + of_document < query.count + kept:
             tokens = query.count + kept
             self._may_cut("This document and the query have", tokens, exact=self._known(document), name=name)
-        if of_query < query.count:
-            self._query_kept = of_query if self._query_kept is None else min(of_query, self._query_kept)
+        if of_query not in self._queries:
+            cut_query = of_query < query.count
+            self._queries[of_query] = query.clip(self._tokenizer, of_query) if cut_query else query.text
+        self._kept_of_query.append(of_query)
         cut = of_document < document.count
         self._truncated += cut or of_query < query.count
         self._texts.append(document.clip(self._tokenizer, of_document) if cut else document.text)

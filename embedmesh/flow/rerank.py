@@ -23,7 +23,7 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import EMBED_SCOPE, Caller, Catalogue
-from embedmesh.rules.reranking import Ranked, RerankCall, RerankCounts, searches_of
+from embedmesh.rules.reranking import TOO_MANY_DOCUMENTS, Ranked, RerankCall, RerankCounts, searches_of
 from embedmesh.rules.served import ParseTerms
 
 FLOAT32 = np.dtype("<f4")
@@ -35,7 +35,10 @@ class RerankDialect(Protocol):
     def parse(
         self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None
     ) -> tuple[RerankCall, Model]:
-        """The call and its model, which reranks; `named` is the model that the path names. Raises a CallerFailure."""
+        """The call and its model, which reranks; `named` is the model that the path names. Raises a CallerFailure.
+
+        That there are a query and documents, and how many, is checked behind it.
+        """
         ...
 
     def reply_bytes_max(self, call: RerankCall) -> int:
@@ -70,11 +73,11 @@ class Rerank:
     def parse(self, world: World, head: RequestHead, body: bytes) -> "RerankingCall":
         call, model = self.dialect.parse(body, world.catalogue, world.terms, named=head.model)
         if not call.query:
-            raise EmptyInput("The query is empty.", param="query")
+            raise EmptyInput("`query` must not be empty.", param="query")
         if not call.documents:
-            raise EmptyInput("There is no document to rank.", param="documents")
+            raise EmptyInput("`documents` must not be empty.", param="documents")
         if len(call.documents) > RERANK_DOCUMENTS_MAX:
-            raise TooManyInputs(f"One request takes at most {RERANK_DOCUMENTS_MAX:,} documents.", param="documents")
+            raise TooManyInputs(TOO_MANY_DOCUMENTS, param="documents")
         return RerankingCall(RankedForm(self.dialect, model), call, model, call.user)
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:

@@ -66,7 +66,7 @@ from embedmesh.http.cors import Cors
 from embedmesh.http.paths import EMBEDDINGS_PATH
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.tls import Certificate
-from embedmesh.jobs.endpoints import world_of_lines
+from embedmesh.jobs.endpoints import prices_now, token_price, world_of_lines
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
 from embedmesh.jobs.validate import BatchTerms
@@ -77,7 +77,6 @@ from embedmesh.logs.writer import LogWriter
 from embedmesh.otlp import tracing_of
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
-from embedmesh.rules.batches import batch_price
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
@@ -299,7 +298,9 @@ def _jobs(
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
     def price_min(account_id: str) -> int:
-        return batch_price(EMBEDDINGS.price_min(world, account_id, None), runner.terms.ratio_ppm)
+        ratio = runner.terms.ratio_ppm
+        prices = [(prices_now(world.prices, each, account_id, ratio), each) for each in world.catalogue.models]
+        return min(token_price(of_model, each) for of_model, each in prices)
 
     apis: list[Api] = [
         FilesApi(files, store.files, price_min, bodies),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from embedmesh.catalogue import Catalogue, load_catalogue, refuse_new_meanings
 from embedmesh.engine.folder import read_folder
+from embedmesh.engine.reranker import check_scores
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
@@ -46,7 +47,16 @@ def load_models(path: Path | None) -> Models:
 
 
 def _normalizing(models: Iterable[Model]) -> set[str]:
-    return {model.id for model in models if not model.foreign and read_folder(Path(model.folder)).normalize}
+    """Raises SetupError where a model's folder gives other numbers than the catalogue says: callers would see them."""
+    normalizing: set[str] = set()
+    for model in models:
+        if model.foreign:
+            continue
+        folder = read_folder(Path(model.folder))
+        check_scores(model, folder.scores)
+        if folder.normalize:
+            normalizing.add(model.id)
+    return normalizing
 
 
 def _tokenizers(models: Iterable[Model]) -> dict[str, Tokenizer]:

@@ -16,6 +16,7 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller, Catalogue, Prices, RateLimit
+from embedmesh.rules.reranking import SEARCH_DOCUMENTS
 
 Endpoints = Mapping[str, Operation]
 """By path."""
@@ -51,6 +52,12 @@ def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) ->
     if model.search_price is not None:
         found[Meter.SEARCHES.value] = prices.search(model, account_id)
     return {name: batch_price(price, ratio_ppm) for name, price in found.items()}
+
+
+def token_price(prices: Mapping[str, int], model: Model) -> int:
+    """The least that a million tokens of a batch's input cost. Of searches: if each is as long as it can be."""
+    searches = prices.get(Meter.SEARCHES.value)
+    return prices[Meter.INPUT.value] if searches is None else -(-searches // (SEARCH_DOCUMENTS * model.max_tokens))
 
 
 def at_prices(world: World, prices: Mapping[str, int], known: Catalogue | None = None) -> World:

@@ -25,7 +25,7 @@ from embedmesh.jobs.lines import BadLine, BatchLine, LineFinder, read_line
 from embedmesh.rules.batches import Batch, BatchUnit, UsedTokens, line_request_id
 from embedmesh.rules.errors import BadNodeResponse, Failure, InternalError, ModelNotFound, Overloaded, Retry
 from embedmesh.rules.exchange import Reply, RequestHead
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.holds import Charge, Hold, HoldEnd, Meter
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller
 
@@ -163,8 +163,11 @@ class UnitWork:
         while True:
             try:
                 counted = await counted_line(self._world, self._operation, self._caller, line.body)
-                if counted.call.model.id != self._batch.model:  # the catalogue has changed: its prices are others, too
+                model = counted.call.model
+                if model.id != self._batch.model:  # the catalogue has changed: its prices are others, too
                     raise ModelNotFound("The name means another model now than when the batch began.", param="model")
+                if (model.search_price is None) == (Meter.SEARCHES.value in self._batch.prices):
+                    raise ModelNotFound("The model is paid in another way than when the batch began.", param="model")
                 return counted
             except Overloaded:
                 await self._pause(ROOM_AGAIN_S)

@@ -15,7 +15,7 @@ from embedmesh.fleet.leftover import Leftover
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.world import World
 from embedmesh.jobs.chunks import ContentsLost
-from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
+from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used, token_price
 from embedmesh.jobs.files import READ_AT_ONCE_BYTES, FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import LineResult, Stopping, UnitWork
@@ -23,7 +23,6 @@ from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
 from embedmesh.rules.batches import Batch, BatchLease, BatchPlan, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
-from embedmesh.rules.holds import Meter
 from embedmesh.rules.metrics import MetricReadings
 from embedmesh.rules.ports import Caller, Catalogue
 from embedmesh.rules.shares import Shares
@@ -169,7 +168,8 @@ class BatchWork:
             if not reading.done():
                 return await again(lambda: self._batches.renew(lease))
             plan = reading.result()
-            price = plan.prices[Meter.INPUT.value]
+            model = self._world.catalogue.find(plan.model)
+            price = 0 if model is None else token_price(plan.prices, model)  # gone since: its lines will fail
             bytes_max = await again(lambda: self._files.bytes_for_output(batch.account_id, price))
             return await again(lambda: self._batches.begin(lease, plan, bytes_max=bytes_max))
         except BadFile as bad:

@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from embedmesh.rules.limits import RERANK_DOCUMENTS_MAX
+
+TOO_MANY_DOCUMENTS = f"`documents` has too many entries; one request takes at most {RERANK_DOCUMENTS_MAX:,}."
 SEARCH_DOCUMENTS = 100  # that one search covers, as Cohere counts them
 
 RerankTruncate = Literal["none", "end"]
@@ -39,7 +42,8 @@ class Ranked(msgspec.Struct, frozen=True, array_like=True):
 class RerankCounts(msgspec.Struct, frozen=True):
     """What callers are told that a request was: `tokens` of all pairs, and how many pairs were cut (`truncated`).
 
-    `searches` is None where tokens are paid. Both are those of all documents, of remembered scores, too.
+    `searches` is None where tokens are paid. Both are those of all documents, of remembered scores, too, so that the
+    same request gets the same bytes: what is charged may be less.
     """
 
     tokens: int

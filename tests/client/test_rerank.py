@@ -86,6 +86,22 @@ def test_several_requests_are_one_order(gateway: ScriptedGateway, rerank: Rerank
     assert (done, told.tokens, told.searches, told.cost_nanousd) == ([3, 6, 7], 35, None, None)
 
 
+def test_of_equal_scores_the_server_s_order_stays(gateway: ScriptedGateway, rerank: Rerank) -> None:
+    """Its order is that of logits, many of which are told as 1. Over several requests the earlier one comes first."""
+    logits = {"document 0": 20.0, "document 1": 25.0, "document 2": 3.0, "document 3": 30.0, "document 4": 31.0}
+
+    def answer(received: Received) -> Any:
+        numbers = [logits[document] for document in received.body["documents"]]
+        order = sorted(range(len(numbers)), key=lambda at: -numbers[at])[: received.body["top_n"]]
+        told = [{"index": at, "relevance_score": 1.0 if numbers[at] > 17 else 0.95} for at in order]
+        return 200, {"model": "m", "results": told}
+
+    gateway.script = answer
+    assert found(rerank("q", DOCUMENTS[:3])) == [(1, 1.0), (0, 1.0), (2, 0.95)]
+    assert [at for at, _ in found(rerank("q", DOCUMENTS[:5], batch_size=3))] == [1, 0, 4, 3, 2]
+    assert [at for at, _ in found(rerank("q", DOCUMENTS[:5], batch_size=3, top_n=3))] == [1, 0, 4]
+
+
 def test_requests_are_cut_at_whole_searches_and_at_the_size_of_a_body(gateway: ScriptedGateway, rerank: Rerank) -> None:
     many = [f"{number}" for number in range(4_100)]
     assert found(rerank("q", many)) == best_first("q", many)
@@ -122,6 +138,22 @@ def test_a_request_with_too_many_tokens_is_sent_in_halves(gateway: ScriptedGatew
     gateway.script = lambda received: (400, envelope("max_tokens_per_request"))
     with pytest.raises(CallRefused, match="max_tokens_per_request"):
         rerank("q", DOCUMENTS)
+
+
+def test_halves_cost_no_more_searches_than_the_whole(gateway: ScriptedGateway, rerank: Rerank) -> None:
+    """A gateway refuses what is beyond a bound of tokens; a search has up to 100 documents."""
+
+    def script(received: Received) -> Any:
+        documents = len(received.body["documents"])
+        if documents > 120:
+            return 400, envelope("max_tokens_per_request", param="documents")
+        return 200, rank_with(received, billed_units={"search_units": -(-documents // 100)})
+
+    gateway.script = script
+    for documents, searches in ((150, 2), (199, 2), (201, 3), (250, 3), (500, 5), (1_999, 20)):
+        texts = [f"{number}" for number in range(documents)]
+        told = rerank("q", texts)
+        assert (told.searches, found(told)) == (searches, best_first("q", texts))
 
 
 def test_a_document_that_is_refused_is_named_by_its_place_among_all(gateway: ScriptedGateway, rerank: Rerank) -> None:

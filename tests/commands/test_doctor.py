@@ -81,6 +81,20 @@ def test_a_running_server_is_asked_for_an_embedding(examined: Doctor, edge: Edge
     assert [asked.texts for asked in edge.asked] == [["doctor"]]
 
 
+def test_a_model_that_embeds_is_asked_for_an_embedding(examined: Doctor, edge: Edge, tmp_path: Path) -> None:
+    """Whatever is served before it; tests/story/test_rerank.py has a server where none embeds."""
+    live(edge)
+    bootstrap(tmp_path / "data", edge.base_url)
+    served = [{"id": kind, "modalities": [kind]} for kind in ("chat", "rerank", "embeddings")]
+    edge.routes["/v1/models"] = web.json_response({"object": "list", "data": served})
+    assert examined()[1]["embedding"]["state"] == "ok"
+    edge.routes["/v1/models"] = web.json_response({"object": "list", "data": served[:1]})
+    assert examined()[1]["embedding"] == {
+        "name": "embedding", "state": "ok", "found": "no model embeds or reranks here: none was asked", "todo": ""
+    }  # fmt: skip
+    assert [asked.body["model"] for asked in edge.asked] == ["embeddings"]
+
+
 def test_a_server_that_is_not_well(examined: Doctor, edge: Edge, tmp_path: Path) -> None:
     """Each way to be ill is told apart."""
     bootstrap(tmp_path / "data", edge.base_url)

@@ -7,9 +7,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from embedmesh.catalogue import parse_catalogue
+from embedmesh.commands.checks import check_catalogue
 from embedmesh.commands.models import models
 from embedmesh.engine.folder import digest
 from embedmesh.engine.precision import tiers_here
+from embedmesh.gateway.models import load_models
 from embedmesh.rules.errors import SetupError
 from tests.engine.test_rerankers import GOLDENS
 from tests.engine.tiny import make_folder
@@ -45,9 +47,39 @@ def test_a_reranker_s_entry_has_what_a_reranker_has(tmp_path: Path) -> None:
     assert not {"width", "token_ids", "prompts"} & set(said)
     listed = run("list", "--catalogue", file).stdout
     assert "reranks, scores raw, at most 40 tokens, $0.0001 a search" in listed
+    [told] = json.loads(run("list", "--catalogue", file, "--json").stdout)
+    assert [told[name] for name in ("modalities", "width", "scores", "search_price_nanousd")] == [
+        ["rerank"], 0, "raw", 100_000
+    ]  # fmt: skip
     assert run("check", "--catalogue", file).stdout == "bert: ok\n"
     refused = run("quantize", GOLDENS / "bert", "-o", tmp_path / "int8").exception
     assert "bert reranks, and int8 is made and judged for models that make vectors" in str(refused)
+
+
+def test_a_catalogue_that_says_another_thing_than_a_folder_is_refused_everywhere(tmp_path: Path) -> None:
+    """Else a forgotten `scores` gives every caller the other kind. The node is in tests/node/test_reranking.py."""
+    reranker, tiny = run("inspect", GOLDENS / "bert").stdout, run("inspect", make_folder(tmp_path / "tiny")).stdout
+    reranks = 'modalities = ["rerank"]'
+    raw = "its folder has scores of the kind raw. Mend the catalogue."
+    file = tmp_path / "models.toml"
+    for entry, says in (
+        (reranker.replace('scores = "raw"', ""), f"By the catalogue bert has scores of the kind sigmoid; {raw}"),
+        (
+            reranker.replace('scores = "raw"', "").replace(reranks, "width = 1"),
+            f"By the catalogue bert makes vectors; {raw}",
+        ),
+        (tiny.replace("width = 16", reranks), "By the catalogue tiny has scores of the kind sigmoid; its folder makes"),
+    ):
+        file.write_text("[defaults]\nprice = 1\n" + entry)
+        checked = run("check", "--catalogue", file)
+        assert (checked.exit_code, says in checked.stdout) == (1, True), checked.stdout
+        examined = check_catalogue(file)[1]
+        assert (examined.state, says in examined.found) == ("fail", True)
+        with pytest.raises(SetupError) as refused:
+            load_models(file)
+        assert says in str(refused.value)
+    file.write_text("[defaults]\nprice = 1\n" + reranker + tiny)
+    assert set(load_models(file).tokenizers) >= {"bert", "tiny"}
 
 
 @pytest.mark.story

@@ -164,10 +164,7 @@ def test_the_largest_reply_is_known_before_it_is_made() -> None:
 REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     (V1, {"query": "q"}, "missing_parameter", "documents"),
     (V1, {"documents": ["a"]}, "missing_parameter", "query"),
-    (V1, ASKED | {"query": ""}, "invalid_value", "query"),
     (V1, ASKED | {"query": {"text": "q"}}, "invalid_type", "query"),
-    (V1, ASKED | {"documents": []}, "invalid_value", "documents"),
-    (V1, ASKED | {"documents": ["a"] * 2049}, "invalid_value", "documents"),
     (V1, ASKED | {"documents": ["a" * 20] * 9_000}, "too_many_inputs", "documents"),
     (V1, ASKED | {"documents": ["a", 7]}, "invalid_type", "documents.1"),
     (V1, ASKED | {"documents": ["a", None]}, "invalid_type", "documents.1"),
@@ -205,7 +202,7 @@ def test_a_refusal_names_the_forms_own_member(form: RerankForm, asked: Any, code
         parsed(form, **asked)
     assert (failed.value.code, failed.value.param) == (code, param)
     if code != "unsupported_modality" and code != "model_not_found":
-        assert f"`{param}`" in failed.value.message or "of length" in failed.value.message
+        assert f"`{param}`" in failed.value.message
     told = json.loads(form.envelope(failed.value))
     assert failed.value.message in (told.get("message"), told.get("error"))
 

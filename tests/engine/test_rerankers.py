@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from embedmesh.engine.compiled import CompiledModel
+from embedmesh.engine.digest import digest
 from embedmesh.engine.estimate import measure
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.models import BUILDERS, HEADS
@@ -216,6 +217,19 @@ def test_the_newer_word_for_scores_counts(members: dict[str, Any], scores: str, 
     folder = Path(shutil.copytree(GOLDENS / "bert", tmp_path / "tiny"))
     edit("config.json", **members)(folder)
     assert read_folder(folder).scores == scores
+
+
+def test_the_digest_covers_what_decides_token_types(tmp_path: Path) -> None:
+    """Two nodes of one digest must score alike; the types are the node's to give."""
+    for name, change in (("plain", lambda folder: folder), ("saved", saved)):
+        folder = change(Path(shutil.copytree(GOLDENS / "bert", tmp_path / name)))
+        before, mark = digest(folder), ModelTokenizer(folder, 40).marked
+        edit("tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])(folder)
+        assert digest(folder) != before
+        untyped = ModelTokenizer(folder, 40)
+        assert (
+            min(untyped.marked(numbers_of(untyped.pair([5], [6])))) >= 0 > min(mark(numbers_of(untyped.pair([5], [6]))))
+        )
 
 
 def test_modules_for_vectors_make_vectors(tmp_path: Path) -> None:

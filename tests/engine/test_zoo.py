@@ -1,5 +1,6 @@
 """Ids are those of `transformers`, special tokens included, or the folder is refused by what is not understood."""
 
+import json
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
+from embedmesh.engine.layout import ARCHITECTURES, Architecture
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.rules.embeddings import numbers_of
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.reranking import fit_pair
 from tests.data import model_folder, quick_or
 from tests.engine import zoo
 from tests.engine.test_folder import ANYTHING
@@ -222,6 +226,67 @@ def test_ids_are_those_of_transformers(tmp_path: Path, reference: Callable[[Path
     found = [ours.with_specials(ids) for ids in ours.ids(texts())]
     wrong = [(text, a, b) for text, a, b in zip(texts(), found, expected, strict=True) if a != b]
     assert not wrong, (len(wrong), wrong[0])
+
+
+PAIRED = [
+    "BERT, uncased",
+    "BERT with XLM-RoBERTa's tokens",
+    "DistilBERT",
+    "NomicBERT",
+    "MPNet",
+    "RoBERTa",
+    "RoBERTa with a space before",
+    "XLM-RoBERTa",
+    "CamemBERT",
+    "T5",
+]
+UNPAIRED = (
+    "Llama",
+    "Qwen2",
+    "GTE, no class",
+    "BERT, tokenizer.json as it is",
+)  # by what their tokenizer.json has for two
+PAIR_TOKENS_MAX = 64
+
+
+def reranker(folder: Path) -> Path:
+    """The same tokenizer in a folder of a reranker."""
+    (folder / "modules.json").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["XForSequenceClassification"]}
+    write_json(folder / "config.json", config | {"num_labels": 1})
+    settings = folder / "tokenizer_config.json"
+    given = json.loads(settings.read_text()) if settings.exists() else {}
+    write_json(settings, given | {"model_max_length": PAIR_TOKENS_MAX})
+    return folder
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_pairs_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    """Ids and the token types that a model is given, cut longest first."""
+    from transformers import AutoTokenizer
+
+    model_type, make, files = ZOO[name]
+    folder = reranker(zoo.write_folder(tmp_path / "model", model_type, make, **files))
+    ours, theirs = ModelTokenizer(folder, PAIR_TOKENS_MAX), AutoTokenizer.from_pretrained(str(folder))
+    pairs = list(zip(texts()[:200], texts()[100:], strict=False))
+    firsts, seconds = map(list, zip(*pairs, strict=True))
+    expected = theirs(firsts, seconds, truncation="longest_first", max_length=PAIR_TOKENS_MAX)
+    types = expected.get("token_type_ids") or [[0] * len(ids) for ids in expected["input_ids"]]
+    room = PAIR_TOKENS_MAX - ours.specials - len(ours.between)
+    for at, (one, other) in enumerate(zip(ours.ids(firsts), ours.ids(seconds), strict=True)):
+        kept = fit_pair(len(one), len(other), room)
+        found = ours.marked(numbers_of(ours.pair(one[: kept[0]], other[: kept[1]])))
+        assert [~token if token < 0 else token for token in found] == expected["input_ids"][at], pairs[at]
+        if ARCHITECTURES.get(model_type, Architecture()).types:
+            assert [sum(token < 0 for token in found[:end]) for end in range(len(found))] == types[at], pairs[at]
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_what_takes_no_pairs_is_refused(tmp_path: Path, name: str) -> None:
+    model_type, make, files = ZOO[name]
+    folder = reranker(zoo.write_folder(tmp_path / "model", model_type, make, **files))
+    with pytest.raises(SetupError, match="nothing between two texts"):
+        ModelTokenizer(folder, PAIR_TOKENS_MAX)
 
 
 @pytest.mark.parametrize("says", REFUSED)

@@ -87,8 +87,8 @@ class Bench(Rig):
         self.asked.append(part.node_id)
         self.questions.append((part.node_id, counted))
         assert counted.query is not None
-        assert counted.texts is not None
-        if counted.ids is None:
+        if counted.ids is None or not self.node(part.node_id).reads_ids:
+            assert counted.texts is not None
             query, *texts = LetterTokenizer().ids([counted.query, *counted.texts])
             ids: Sequence[Ids] = [LetterTokenizer().pair(query, each) for each in texts]
         else:

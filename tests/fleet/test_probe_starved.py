@@ -4,19 +4,22 @@ import asyncio
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from bench.lives.loop import Loop
+from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.probe import LATE_PROBE_S, NODE_PROBE_S, THREADS_CHARS_MAX, Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
+from embedmesh.gateway.models import Models
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, NeverAtOnce, right_reply
+from tests.flow.world import CATALOGUE, MODEL, NATIVE, Clock, LetterTokenizer, NeverAtOnce, right_reply
 
 OFFER = ServedModel(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, MODEL.tier)
 
@@ -31,7 +34,10 @@ class Starved(NeverAtOnce):
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         await asyncio.sleep(self.takes_s)
         assert counted.ids is not None
-        return right_reply([numbers_of(counted.ids[row]) for row in part.rows])
+        reply = right_reply(ids := [numbers_of(counted.ids[row]) for row in part.rows])
+        size = len(reply.data) // len(ids)
+        starts = range(0, len(reply.data), size)
+        return EmbedVectors(reply.tokens, b"".join(reply.data[at:][: 4 * model.width] for at in starts))
 
     async def served(self, node_id: str) -> ServedModels:
         return self.served_now
@@ -45,16 +51,23 @@ class LoopClock(Clock):
         return asyncio.get_running_loop().time()
 
 
-def probe_until(client: Starved, done: Callable[[Node, float], bool], *, trusted: bool = False) -> tuple[Node, float]:
+def models_of(*models: Model) -> Models:
+    return Models(Catalogue(models), {model.id: LetterTokenizer() for model in models}, ())
+
+
+def probe_until(
+    client: Starved, done: Callable[[Node, float], bool], *, trusted: bool = False, models: Models | None = None
+) -> tuple[Node, float]:
     """Let a gateway look after it until then; the node as it is seen, and when that was."""
 
     async def story() -> tuple[Node, float]:
         registry = Registry(clock := LoopClock())
         node = registry.add(Node("n0", "unix:/nowhere", trusted=trusted))
-        tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
-        prober = Prober(node, Examiner(registry, client, CATALOGUE, dict(tokenizers), clock, verify))
+        has = models or models_of(*CATALOGUE.models)
+        prober = Prober(node, Examiner(registry, client, has.known, has.tokenizers, clock, verify))
         running = asyncio.create_task(prober.run())
         while not done(node, clock.monotonic()):
+            assert not running.done(), "it ends the gateway"
             await asyncio.sleep(0.05)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -122,3 +135,22 @@ def test_a_node_whose_models_are_all_down_gets_no_work_until_one_is_back() -> No
     node, _ = probe_until(client, done)
     assert set(seen) == {frozenset()}
     assert (node.models, node.state) == (frozenset({MODEL.id}), NodeState.READY)
+
+
+@pytest.mark.parametrize("reranks", [False, True])
+def test_a_model_that_a_reload_has_added_is_probed_and_served(reranks: bool) -> None:
+    """The node loads it some time later, and both are served."""
+    added = NATIVE if not reranks else msgspec.structs.replace(NATIVE, width=1, modalities=("rerank",))
+    client, models = Starved(), models_of(MODEL)
+
+    def done(node: Node, now: float) -> bool:
+        if now > 10.0 and models.catalogue.find(added.id) is None:
+            models.become(models_of(MODEL, added))
+        if now > 20.0 and len(client.served_now.data) == 1:
+            offer = ServedModel(added.id, added.width, added.max_tokens, added.digest, added.tier)
+            client.served_now = ServedModels([OFFER, offer])
+        return now > 40.0
+
+    node, _ = probe_until(client, done, models=models)
+    assert (node.state, node.models) == (NodeState.READY, frozenset({MODEL.id, added.id}))
+    assert not node.counts["WrongAnswer"]

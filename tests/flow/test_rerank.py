@@ -96,7 +96,7 @@ def test_any_logits_are_ranked(logits: list[float]) -> None:
             logit = logits[each.index]
             exact = logit if raw else 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
             assert each.score == pytest.approx(exact, rel=3e-7, abs=1e-44)  # a float32, and its shortest decimals
-            assert len(msgspec.json.encode(each.score)) <= len("-1.2345678e-38"), "the shortest decimals of a float32"
+            assert len(repr(each.score)) <= len("-1.37983405e-27"), "the shortest decimals of a float32"
     assert rank(data, raw=True, top_n=1) == [Ranked(order[0], float(str(np.float32(logits[order[0]]))))]
 
 
@@ -306,6 +306,7 @@ async def test_what_is_remembered_is_told_the_same_and_paid_as_was_agreed(
     paid = [quantity for quantity in quantities if quantity is not None]
     assert charges(world) == [math.ceil(quantity * unit) for quantity in paid]
     assert counts(overlap)["tokens"] == 150 * pair_tokens
+    assert counts(overlap)["searches"] == (2 if model is BY_SEARCHES else None), "by list, whatever is free of it"
     other = await ask(world, body(documents[:1], query="xyz", model=model))
     assert other.headers["x-embedmesh-cached"] == "0", "another query is another pair"
     kept = remembering(policy)

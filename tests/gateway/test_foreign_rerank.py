@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.fleet.examiner import FAR_TEXT, PROBE_QUERY, PROBE_TEXT
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -309,6 +311,51 @@ async def test_a_server_that_told_sigmoids_is_wrong_once_it_tells_anything_else(
         assert raised.value.check is Check.ENCODING
         assert await ask() == [3.0, 0.5], "logits, as llama.cpp tells them"
         assert await ask() == [0.5, 0.25], "and no reply of it is taken for sigmoids"
+
+
+async def test_pairs_with_more_or_less_of_the_query_are_asked_for_apart() -> None:
+    """A long document cuts the query of its own pair, and of no other."""
+
+    def score(path: str, body: dict[str, Any]) -> Reply:
+        told = [len(body["query"]) + len(text) / 8 for text in body["documents"]]
+        return ok({"results": [{"index": at, "relevance_score": each} for at, each in enumerate(told)]})
+
+    pairs = Counted([9] * 4, texts=["a", "bb", "ccc", "d"], query="qqqq", queries=["qqqq", "qq", "qqqq", "qq"])
+    async with server(asked_of(score)) as (port, asked):
+        one = link(port, RAW)
+        assert logits(await one.embed(part_of(0, 1, 2, 3), RAW, pairs, "req_1")) == [4.125, 2.25, 4.375, 2.125]
+        assert logits(await one.embed(part_of(3, 0), RAW, pairs, "req_2")) == [2.125, 4.125]
+    assert [(each["query"], each["documents"]) for _, each in asked[:2]] == [
+        ("qqqq", ["a", "ccc"]),
+        ("qq", ["bb", "d"]),
+    ]
+
+
+PROBE = Counted([10, 10], texts=[PROBE_TEXT, FAR_TEXT], query=PROBE_QUERY)
+
+
+async def test_a_server_of_sigmoids_in_the_place_of_llama_cpp_is_known_by_the_next_probe() -> None:
+    """A caller's scores do not decide it: logits may lie within 0..1, and then say nothing."""
+    told = ([5.0, -11.0], [0.25, 0.75], [5.0, -11.0], [0.97, 0.001], [0.25, 0.75])
+    questions = (PROBE, msgspec.structs.replace(PROBE, texts=[PROBE_TEXT, "a caller's"]), PROBE, PROBE, counted())
+    async with saying(*(says(*each) for each in told)) as (port, _):
+        one = link(port, SIGMOID)
+        got = [logits(await one.embed(part_of(0, 1), SIGMOID, each, "req_1")) for each in questions]
+    assert got[:3] == [[5.0, -11.0], [0.25, 0.75], [5.0, -11.0]]
+    for scores, sigmoids in zip(got[3:], told[3:], strict=True):
+        assert scores == pytest.approx([math.log(each / (1 - each)) for each in sigmoids], abs=1e-5)
+
+
+async def test_logits_of_a_probe_that_are_within_0_and_1_show_no_other_server() -> None:
+    """Where a caller's reply has shown what it tells, no probe of the kind unsays it."""
+    replies = (says(0.5, 0.25), says(3.0, 0.5), says(3.0, 0.5), says(0.5, 0.25), says(0.5, 0.75))
+    async with saying(*replies) as (port, _):
+        one = link(port, SIGMOID)
+        await one.embed(part_of(0, 1), SIGMOID, PROBE, "req_1")
+        with pytest.raises(WrongAnswer):
+            await one.embed(part_of(0, 1), SIGMOID, counted(), "req_2")
+        for question, told in ((counted(), [3.0, 0.5]), (PROBE, [0.5, 0.25]), (counted(), [0.5, 0.75])):
+            assert logits(await one.embed(part_of(0, 1), SIGMOID, question, "req_3")) == told
 
 
 def own(*scores: float) -> EmbedVectors:

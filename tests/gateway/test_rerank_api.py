@@ -174,6 +174,24 @@ async def test_each_kind_of_model_is_refused_on_the_other_kinds_paths_and_told_t
         assert world.ledger.log == [] and world.client.asked == []
 
 
+async def test_a_query_and_documents_there_must_be_and_not_too_many() -> None:
+    """In the same words for every form, with its own names of them; so is what cannot be read for its size."""
+    few, many = " must not be empty.", " has too many entries; one request takes at most 2,048."
+    async with gateway_of(BY_TOKENS) as (port, world):
+        for path, given in ((RERANK_PATH, "documents"), (RERANK_V2_PATH, "documents"), (TEI_RERANK_BY_PATH, "texts")):
+            for more, says in (
+                ({"query": ""}, f"`query`{few}"),
+                ({given: []}, f"`{given}`{few}"),
+                ({given: ["a"] * 2_049}, f"`{given}`{many}"),
+                ({given: ["a" * 20] * 9_000}, f"`{given}`{many}"),
+            ):
+                reply = await send(port, asked(path, BY_TOKENS, **more))
+                told = json.loads(reply.body)
+                assert (reply.status, told.get("message", told["error"])) == (400, says)
+        assert (await send(port, asked(RERANK_PATH, BY_TOKENS, documents=["a"] * 2_048))).status == 200
+        assert len(world.ledger.log) == 2, "one hold, one charge"
+
+
 async def test_pairs_that_are_too_long_are_cut_or_refused() -> None:
     """At most 20 tokens: four special ones, and the longer text is cut first."""
     long = {"documents": ["a" * 50, "b"], "texts": ["a" * 50, "b"]}

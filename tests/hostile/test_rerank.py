@@ -20,7 +20,6 @@ from embedmesh.flow.rerank import Rerank
 from embedmesh.rules.errors import CallerFailure, Failure
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, RERANK_DOCUMENTS_MAX
-from embedmesh.rules.served import ORDINARY
 from tests.data import quick_or
 from tests.engine.tiny import make_folder
 from tests.flow.reranking import BY_TOKENS, SPECIALS, ranking_world
@@ -39,7 +38,7 @@ from tests.hostile.test_refused_is_cheap import (
 
 CATALOGUE = Catalogue((MODEL, BY_TOKENS))
 V1, V2, PLAIN = rerank_forms(lambda failure: "server_error")
-WORLD = ranking_world()
+WORLD = msgspec.structs.replace(ranking_world(), catalogue=CATALOGUE)
 
 text = st.text(max_size=20)
 documents = st.lists(st.one_of(text, st.builds(lambda each: {"text": each}, text)), min_size=1, max_size=6)
@@ -64,7 +63,8 @@ async def check(body: bytes) -> None:
     """In every form: what comes out keeps its promises, and the only exception is a CallerFailure in its envelope."""
     for form in (V1, V2, tei.RERANK, RerankPath("texts", tei.RERANK, PLAIN)):
         try:
-            call, model = form.parse(body, CATALOGUE, ORDINARY, named=None)
+            asked = Rerank(form).parse(WORLD, RequestHead(), body)
+            call, model = asked.call, asked.model
             counted = await count_pairs(call, model, LetterTokenizer(), WORLD.turns, "a")
         except CallerFailure as failure:
             assert 10 < len(failure.message) <= MESSAGE_CHARS_MAX

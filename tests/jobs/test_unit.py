@@ -10,7 +10,7 @@ import pytest
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.leftover import Leftover
 from embedmesh.jobs import unit as unit_module
-from embedmesh.jobs.endpoints import at_prices, sum_of_used, world_of_lines
+from embedmesh.jobs.endpoints import at_prices, sum_of_used, token_price, world_of_lines
 from embedmesh.jobs.unit import LineResult, Stopping, UnitWork, undone_lines
 from embedmesh.rules.batches import Batch, BatchState, BatchUnit, UsedTokens, line_request_id
 from embedmesh.rules.errors import Failure, NodeBroke, WrongAnswer
@@ -54,13 +54,13 @@ BATCH = Batch(
 class Bench:
     """A unit's work over scripted nodes."""
 
-    def __init__(self, *script: Failure | None, nodes: int = 1) -> None:
+    def __init__(self, *script: Failure | None, nodes: int = 1, batch: Batch = BATCH) -> None:
         self.nodes = ScriptedNodes(*script)
         self.world: ScriptedWorld = make_world(self.nodes, nodes=nodes)
         self.leftover = Leftover(self.world.fleet, self.world.clock, call_later)
         world = world_of_lines(self.world, self.leftover)
         self.stopping = Stopping()
-        self.work = UnitWork(at_prices(world, BATCH.prices), EMBEDDINGS, BATCH, CALLER, self.leftover, self.stopping)
+        self.work = UnitWork(at_prices(world, batch.prices), EMBEDDINGS, batch, CALLER, self.leftover, self.stopping)
 
     async def results(self, data: bytes, first_line: int = 0) -> list[LineResult]:
         unit = BatchUnit(0, 0, len(data), first_line, data.count(b"\n"), 0)
@@ -223,3 +223,19 @@ async def test_a_name_that_means_another_model_now_is_not_worked_off_at_the_old_
     (found,) = await bench.results(line(1))
     assert decoded(found.error)["response"]["body"]["error"]["code"] == "model_not_found"
     assert found.charge is None
+
+
+async def test_a_line_fails_whose_model_is_paid_in_another_way_than_when_the_batch_began() -> None:
+    """At the batch's prices it would be free: where searches were paid, its tokens have the price 0."""
+    bench = Bench(batch=msgspec.structs.replace(BATCH, prices={"input": 0, "searches": PRICE}))
+    (result,) = await bench.results(line(1))
+    assert (result.output, result.charge) == (None, None)
+    assert result.error is not None and b"paid in another way" in result.error
+
+
+def test_the_least_price_of_tokens_counts_searches() -> None:
+    """Or one reranker that is paid by searches would let everybody keep files for nothing."""
+    reranker = msgspec.structs.replace(MODEL, modalities=("rerank",), max_tokens=500, search_price=1)
+    assert token_price({"input": PRICE}, MODEL) == PRICE
+    assert token_price({"input": 0, "searches": 50_001 * 2}, reranker) == 3  # 100 documents of 500 tokens
+    assert token_price({"input": 0, "searches": 0}, reranker) == 0

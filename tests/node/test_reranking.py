@@ -107,11 +107,11 @@ def test_the_public_form_makes_vectors_only(node: Node) -> None:
     [
         (
             {"scores": "sigmoid"},
-            "By the catalogue bert has scores of the kind sigmoid; its folder has scores of the kind raw.",
+            "By the catalogue tests/bert has scores of the kind sigmoid; its folder has scores of the kind raw.",
         ),
         (
             {"modalities": ("embeddings",), "scores": "sigmoid"},
-            "By the catalogue bert makes vectors; its folder has scores",
+            "By the catalogue tests/bert makes vectors; its folder has scores",
         ),
     ],
 )

@@ -1,6 +1,5 @@
 """Two gateways of one machine on PostgreSQL, with a real model: they agree, and one may die without the other."""
 
-import json
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from bench.rig.postgres import PostgresServer
-from tests.story.endpoint import Endpoint, run, wait_until
+from tests.story.endpoint import Endpoint, run_json, wait_until
 
 SEEN_S = 1.0
 
@@ -32,9 +31,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> 
 def command(pair: Endpoint, *arguments: object) -> Any:
     """A command on the same store, as JSON."""
     store: str = pair.store  # type: ignore[attr-defined]
-    done = run(*arguments, "--json", "--data-dir", pair.data_dir, EMBEDMESH_STORE=store)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
+    return run_json(*arguments, "--data-dir", pair.data_dir, EMBEDMESH_STORE=store)
 
 
 def post(pair: Endpoint, key: str, text: str = "hello", **headers: str) -> httpx.Response:

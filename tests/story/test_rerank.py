@@ -164,6 +164,13 @@ def test_what_cannot_be_ranked_is_told_in_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_doctor_finds_a_server_well_that_only_reranks(ranks: Endpoint) -> None:
+    found = {check["name"]: check for check in run_json("doctor", "--data-dir", ranks.data_dir)["checks"]}
+    assert found["rerank"]["state"] == "ok", found
+    assert found["rerank"]["found"].startswith("2 scores, ")
+    assert "embedding" not in found
+
+
 def test_where_nothing_reranks_it_is_said_what_to_do(endpoint: Endpoint, file: Path) -> None:
     done = run("rerank", QUERY, file, "--data-dir", endpoint.data_dir)
     assert done.returncode == 78

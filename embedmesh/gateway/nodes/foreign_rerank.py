@@ -3,14 +3,19 @@ have, too.
 
 At which path a server speaks which form is found out by its first request, which is a probe, and remembered. So is what
 it tells of a model whose scores are sigmoids of its logits: these, as most do, or the logits, as llama.cpp does.
+
+A probe is the same question each time. So where its scores once lay outside of 0..1 and now lie within, another server
+has taken the address. No caller's scores decide that: some logits lie within 0..1 by chance.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from embedmesh.fleet.examiner import FAR_TEXT, PROBE_QUERY, PROBE_TEXT
 from embedmesh.gateway.nodes.foreign_replies import check_once_each, read_reply, whole
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
@@ -32,7 +37,11 @@ LOGITS = {"raw_scores": True, "use_activation": False}  # to Infinity, and to vL
 SCORE_FIELDS = ("results", "data", "index", "relevance_score", "score", "usage", "meta")
 """That we read: each may be in its object once."""
 SCORE_NAMES = re.compile(f'"(?:{"|".join(SCORE_FIELDS)})"'.encode()).findall
+PROBES = ((PROBE_QUERY, [PROBE_TEXT, FAR_TEXT]), (PROBE_QUERY, [PROBE_TEXT]))
+"""The second one is of a server that takes one document a request."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Result(msgspec.Struct):
@@ -74,20 +83,43 @@ class UpstreamRerank:
         self._speaks = False  # whether the first form was right in the last reply
         self._spoke = False  # whether it ever was
         self._tells: dict[str, Scores] = {}  # by model: what a reply of Jina's form has for sigmoids
+        self._probed_logits: set[tuple[str, int]] = set()  # by model and number of documents: its probe had logits
 
     async def score(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
         """Logits of the part's pairs, as `NodeLink.embed`."""
-        assert counted.query is not None and counted.texts is not None
-        texts = [offer.prefix + counted.texts[row] for row in part.rows]
-        echo = ECHO_TIMES * sum(len(text.encode()) for text in texts)
-        limit = echo + len(texts) * BYTES_PER_RESULT + BYTES_PER_REPLY
-        form, reply = await self._ask(model, offer, counted.query, texts, limit)
-        results, told = read_reply(reply, _decoded, NO_SCORES)
-        scores = self._logits(model, form, _in_rows(results, len(texts)))
-        if not (np.abs(scores) <= FLOAT32_MAX).all():
-            raise WrongAnswer("a score is not finite", check=Check.FINITE)
+        assert counted.query is not None
+        if counted.queries is None:
+            scores, told = await self._scores(model, counted, counted.query, part.rows, offer)
+        else:  # a request for each: a server takes one query at a time
+            by_query: dict[str, list[int]] = {}
+            for at, row in enumerate(part.rows):
+                by_query.setdefault(counted.queries[row], []).append(at)
+            scores, told = np.empty(len(part.rows)), None
+            for query, places in by_query.items():
+                rows = [part.rows[at] for at in places]
+                scores[places], _ = await self._scores(model, counted, query, rows, offer)
         tokens = part.tokens if counted.exact else min(_tokens(told) or part.tokens, part.tokens)
         return EmbedVectors(tokens, scores.astype("<f4").tobytes())
+
+    async def _scores(
+        self, model: Model, counted: Counted, query: str, rows: Sequence[int], offer: Offer
+    ) -> tuple[Numbers, Results | None]:
+        """Logits of these documents for a query, and what the reply tells beside. Raises a NodeFailure."""
+        assert counted.texts is not None
+        documents = [counted.texts[row] for row in rows]
+        texts = [offer.prefix + document for document in documents]
+        echo = ECHO_TIMES * sum(len(text.encode()) for text in texts)
+        limit = echo + len(texts) * BYTES_PER_RESULT + BYTES_PER_REPLY
+        form, reply = await self._ask(model, offer, query, texts, limit)
+        results, told = read_reply(reply, _decoded, NO_SCORES)
+        scores = _in_rows(results, len(texts))
+        if not form.tei and model.scores == "sigmoid":
+            if (query, documents) in PROBES:
+                self._probed(model.id, scores)
+            scores = self._logits(model, scores)
+        if not (np.abs(scores) <= FLOAT32_MAX).all():
+            raise WrongAnswer("a score is not finite", check=Check.FINITE)
+        return scores, told
 
     async def _ask(
         self, model: Model, offer: Offer, query: str, texts: list[str], limit: int
@@ -119,18 +151,31 @@ class UpstreamRerank:
         said = ", ".join(f"HTTP {reply.status} at {form.path}" for form, reply in refused)
         raise NodeBroke(f"it has no rerank that we know: {said}{NAME_HINT}", check=Check.STATUS_4XX)
 
-    def _logits(self, model: Model, form: Form, scores: "np.ndarray[Any, np.dtype[np.float64]]") -> Any:
-        """Logits of what a reply has. Raises WrongAnswer."""
-        if form.tei or model.scores == "raw":
-            return scores
-        outside = bool(((scores < 0.0) | (scores > 1.0)).any())
+    def _probed(self, model_id: str, scores: Numbers) -> None:
+        """See whether another server answers a probe than the one that told logits."""
+        probe = (model_id, len(scores))
+        if _outside(scores):
+            self._probed_logits.add(probe)
+        elif probe in self._probed_logits and np.isfinite(scores).all():
+            self._probed_logits.remove(probe)
+            self._tells.pop(model_id, None)
+
+    def _logits(self, model: Model, scores: Numbers) -> Numbers:
+        """Logits of what a reply of Jina's form has for sigmoids. Raises WrongAnswer."""
+        outside = _outside(scores)
         if self._tells.setdefault(model.id, "raw" if outside else "sigmoid") == "raw":
             return scores
         if outside:
             del self._tells[model.id]
             raise WrongAnswer("a score is not within 0 and 1, as those before were", check=Check.ENCODING)
         with np.errstate(divide="ignore"):
-            return np.clip(np.log(scores) - np.log1p(-scores), -LOGIT_MAX, LOGIT_MAX)
+            logits: Numbers = np.clip(np.log(scores) - np.log1p(-scores), -LOGIT_MAX, LOGIT_MAX)
+        return logits
+
+
+def _outside(scores: Numbers) -> bool:
+    """Whether one of them is no sigmoid."""
+    return bool(((scores < 0.0) | (scores > 1.0)).any())
 
 
 def _decoded(body: bytes) -> tuple[list[Result], Results | None]:
@@ -151,7 +196,7 @@ def _decoded(body: bytes) -> tuple[list[Result], Results | None]:
     return results, told
 
 
-def _in_rows(results: list[Result], count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def _in_rows(results: list[Result], count: int) -> Numbers:
     """The scores in the order of the documents. Raises WrongAnswer."""
     if len(results) != count:
         raise WrongAnswer("the server answered with a wrong number of scores", check=Check.COUNT)

@@ -79,8 +79,10 @@ class SqliteEngine:
     dialect = "sqlite"
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve() if path.is_symlink() else path  # its lock and its log lie beside the file itself
-        self.shown = str(path)
+        self.path, self.shown = path, str(path)
+        with suppress(OSError):  # of a folder that we may not enter: told once the file is opened
+            if path.is_symlink():
+                self.path = path.resolve()  # its lock and its log lie beside the file itself
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:
         """A connection that waits up to `busy_s` seconds for other writers; the file is made where it is missing."""

@@ -9,7 +9,7 @@ from embedmesh.rules.ports import Tokenizer
 BATCH_CHARS = 8_192  # of short texts that are looked at together
 
 
-class Head:
+class Beginning:
     """As many pieces of a text as were counted: `count` tokens in all, of which `ids` has at least the first `room`."""
 
     def __init__(self, text: str, room: int, ids: list[int] | None = None) -> None:
@@ -62,7 +62,7 @@ class Head:
         return self.text[:start] + tokenizer.clip(self.text[start : self.cuts[at + 1]], missing, end=False)
 
 
-def heads(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> Iterator[Head]:
+def beginnings(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> Iterator[Beginning]:
     """The beginnings of texts in their order: short ones are whole, of longer ones nothing is counted yet."""
     batch: list[str] = []
     chars = 0
@@ -75,12 +75,12 @@ def heads(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> Iterator[Hea
                 continue
         yield from _whole(tokenizer, batch, room)
         if not short:
-            yield Head(text, room)
+            yield Beginning(text, room)
         batch, chars = [], 0
     yield from _whole(tokenizer, batch, room)
 
 
-def _whole(tokenizer: Tokenizer, batch: list[str], room: int) -> Iterator[Head]:
+def _whole(tokenizer: Tokenizer, batch: list[str], room: int) -> Iterator[Beginning]:
     if batch:
         for text, ids in zip(batch, tokenizer.ids(batch), strict=True):
-            yield Head(text, room, ids)
+            yield Beginning(text, room, ids)
