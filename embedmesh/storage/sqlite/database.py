@@ -79,7 +79,8 @@ class SqliteEngine:
     dialect = "sqlite"
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve() if path.is_symlink() else path  # its lock and its log lie beside the file itself
+        # The lock and the log of a file lie beside the file itself, whatever links lead to it. These raise nothing.
+        self.path = Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
         self.shown = str(path)
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:
