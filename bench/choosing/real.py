@@ -93,7 +93,7 @@ async def one_and_two(
                 if number >= 0:  # the first round warms shapes up
                     times.append(took)
                     done += (await _tokens(nodes, ids) - before) * (action == "resume")
-    return Figures(one_s, two_s, list(done / done.sum()))
+    return Figures(one_s, two_s, (done / done.sum()).tolist())
 
 
 async def _tokens(nodes: Fleet, ids: Sequence[str]) -> Vectors:

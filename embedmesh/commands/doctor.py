@@ -168,7 +168,7 @@ def _ready(reply: HttpReply) -> HealthCheck:
         )
     if why:
         return HealthCheck("ready", "warn", f"it answers slowly: {why}", starved)
-    return HealthCheck("ready", "ok", "a model was embedded just now")
+    return HealthCheck("ready", "ok", "a model answered just now")
 
 
 def _foreign(local: Credentials) -> HealthCheck:

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from embedmesh.fleet.examiner import Examiner, only
@@ -76,13 +75,9 @@ class Canaries:
         share = first_share if node.fresh_answers <= FIRST_ANSWERS else LATER_SHARE
         if self._dice.random() >= share or len(ready := self._registry.ready(model.id)) < 2:
             return
-        if counted.query_varies and not node.reads_ids:
-            return  # it was sent less of the query than the pairs' ids have: its scores are others by right
         ask_trusted = self._dice.random() >= 1.0 - TRUSTED_SHARE
         chosen = self._some(counted, part, min(each.inputs_max for each in ready))
         question = only(counted, [part.rows[at] for at in chosen])
-        if counted.query_varies:
-            question = msgspec.structs.replace(question, texts=None)  # to none of those, for the same reason
         first = Opinion(node, rows_of(reply, model)[chosen])
         self._spawn(self._compare(model, question, first, ask_trusted=ask_trusted))
 

@@ -167,5 +167,5 @@ def only(counted: Counted, inputs: Sequence[int]) -> Counted:
         texts=None if counted.texts is None else [counted.texts[at] for at in inputs],
         exact=counted.exact,
         query=counted.query,
-        query_varies=counted.query_varies,
+        queries=None if counted.queries is None else [counted.queries[at] for at in inputs],
     )

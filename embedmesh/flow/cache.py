@@ -69,7 +69,7 @@ class Remembered:
             texts=[counted.texts[at] for at in unknown] if counted.texts is not None else None,
             truncated=counted.truncated,
             query=counted.query,
-            query_varies=counted.query_varies,
+            queries=[counted.queries[at] for at in unknown] if counted.queries is not None else None,
         )
 
     def join(self, answer: Answer | None, width: int) -> Answer:

@@ -91,15 +91,16 @@ class _PairCounting:
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._texts: list[str] = []
-        self._query_kept = set[int]()  # how many of its tokens pairs have
+        self._queries: dict[int, str] = {}  # by how many of its tokens pairs have: what they stand for
+        self._kept_of_query: list[int] = []  # by each pair
         self._truncated = 0
         self._tokens = 0
 
     def counted(self) -> Counted:
-        least = min(self._query_kept)
-        query = self._query.clip(self._tokenizer, least) if least < self._query.count else self._call.query
-        varies = len(self._query_kept) > 1
-        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query, query_varies=varies)
+        queries = self._queries
+        varying = None if len(queries) == 1 else [queries[kept] for kept in self._kept_of_query]
+        query = queries[max(queries)]
+        return Counted(self._lengths, self._ids, self._texts, self._truncated, query=query, queries=varying)
 
     def take(self) -> Generator[None, None, None]:
         """Count the query, and then pair by pair."""
@@ -159,7 +160,10 @@ class _PairCounting:
         if of_query + of_document < query.count + kept:
             tokens = query.count + kept
             self._may_cut("This document and the query have", tokens, exact=self._known(document), name=name)
-        self._query_kept.add(of_query)
+        if of_query not in self._queries:
+            cut_query = of_query < query.count
+            self._queries[of_query] = query.clip(self._tokenizer, of_query) if cut_query else query.text
+        self._kept_of_query.append(of_query)
         cut = of_document < document.count
         self._truncated += cut or of_query < query.count
         self._texts.append(document.clip(self._tokenizer, of_document) if cut else document.text)

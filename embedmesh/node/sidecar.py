@@ -61,6 +61,8 @@ def choose_offers(settings: NodeSettings, catalogue: Catalogue) -> dict[str, Off
             known = ", ".join(model.id for model in catalogue.models if not model.encodes)
             raise SetupError(f"There is no model {name!r} in the catalogue that generates; it has {known or 'none'}.")
         if model.encodes:
+            if model.reranks:
+                raise SetupError(f"{name!r} reranks: no sealed request does that. Mend --model.")
             raise SetupError(f"{name!r} makes vectors: a node without --upstream seals those. Mend --model.")
         offers[model.id] = _offer(model, theirs)
     if not offers:

@@ -12,7 +12,6 @@ from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.traces import Tracing
 
 GATEWAYS = "gateways"  # whose requests share the rate
-EMBEDDINGS = "embeddings"
 
 
 class NodeTraces:
@@ -34,8 +33,9 @@ class NodeTraces:
         def ended(outcome: list[bytes] | NodeFailure) -> None:
             on_end(outcome)
             now, model = time.monotonic(), served.model.id
-            trace.name = f"{EMBEDDINGS} {model}"
-            trace.tell({"gen_ai.operation.name": EMBEDDINGS, "gen_ai.request.model": model})
+            does = served.model.modalities[0]  # `embeddings` or `rerank`, as its gateway says
+            trace.name = f"{does} {model}"
+            trace.tell({"gen_ai.operation.name": does, "gen_ai.request.model": model})
             if isinstance(outcome, NodeFailure):
                 tracing.end(trace, now, outcome.check.value)
                 return

@@ -65,8 +65,8 @@ class Counted(msgspec.Struct, frozen=True):
     says how many inputs were cut.
 
     Inputs of a model that reranks are pairs: `query` is the first text of each, `texts` are the second ones, and `ids`
-    are both with the special tokens between them; see `ENDS_FIRST`. Where `query_varies`, the query was cut, and
-    `query` is what all pairs have of it: the ids of some have more.
+    are both with the special tokens between them; see `ENDS_FIRST`. Where pairs have more or less of the query,
+    `queries` are theirs, and `query` is the longest.
     """
 
     lengths: list[int]
@@ -75,7 +75,7 @@ class Counted(msgspec.Struct, frozen=True):
     truncated: int = 0
     exact: bool = True
     query: str | None = None
-    query_varies: bool = False
+    queries: list[str] | None = None
 
     @property
     def tokens(self) -> int:

@@ -3,9 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -104,11 +102,8 @@ class Bench(Rig):
             [ServedModel(each.id, each.width, each.max_tokens, each.digest, each.tier) for each in models]
         )
 
-    async def search(self, name: str, number: int, *, cut: int | None = None) -> None:
-        """A caller's request of that number: one document answers it, one halfway, the others do not.
-
-        Where the query was `cut`, so many letters of it are left for servers that take texts: another pair has no more.
-        """
+    async def search(self, name: str, number: int) -> None:
+        """A caller's request of that number: one document answers it, one halfway, the others do not."""
         dice = random.Random(number)
         query = [1 + int(dice.random() * 29) for _ in range(4)]
         beside = [each for each in range(1, 30) if each not in query]
@@ -116,8 +111,7 @@ class Bench(Rig):
         dice.shuffle(texts)
         letters = ["".join(chr(96 + token) for token in each) for each in (query, *texts)]
         ids = [LetterTokenizer().pair(query, each) for each in texts]
-        counted = Counted([len(numbers_of(each)) + 2 for each in ids], ids, letters[1:], query=letters[0][:cut])
-        counted = msgspec.structs.replace(counted, query_varies=cut is not None)
+        counted = Counted([len(numbers_of(each)) + 2 for each in ids], ids, letters[1:], query=letters[0])
         part = Part(name, tuple(range(DOCUMENTS)), counted.tokens, 0.1)
         self.canaries.answered(self.model, counted, part, await self.embed(part, self.model, counted, "req_1"))
         for task in list(self.canaries._tasks):
@@ -168,32 +162,6 @@ def replace_tier(tier: Tier) -> Model:
     return Model(
         id=JUDGES.id, folder="/x", width=1, max_tokens=99, price=1, digest="3" * 64, tier=tier, modalities=("rerank",)
     )
-
-
-@pytest.mark.parametrize(
-    ("told_by", "trusted", "after"),
-    [
-        ("texts", "judge", NodeState.READY),
-        ("judge", "texts", NodeState.READY),
-        ("liar", "judge", NodeState.QUARANTINED),
-    ],
-)
-async def test_who_got_less_of_a_cut_query_is_not_compared_and_a_liar_among_the_others_is(
-    told_by: str, trusted: str, after: NodeState
-) -> None:
-    """Servers that take texts get one query for all pairs, ours the ids of each pair: both are honest, and differ."""
-    lie: dict[str, Any] = {"liar": LIARS["zeros"]} if told_by == "liar" else {}
-    rig = Bench(trusted, texts=by_pair(honest), other=by_pair(honest), judge=by_pair(honest), **lie)
-    rig.node("texts").reads_ids = False
-    rig.roll(7)
-    for number in range(60):
-        await rig.search(told_by, number, cut=1)
-    assert rig.state(told_by) is after
-    assert {rig.state(name) for name in ("texts", "other", "judge")} == {NodeState.READY}
-    assert rig.asked.count("texts") == (60 if told_by == "texts" else 0)
-    for number in range(60):
-        await rig.search("texts", number)
-    assert trusted == "texts" or rig.node("texts").counts["canaries_passed"], "uncut it is compared as ever"
 
 
 ALIKE = [

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -19,13 +20,14 @@ from embedmesh.flow.traced import TracedBatchOperation, TracedOperation
 from embedmesh.flow.traced_nodes import RequestTracing, TracedAttempts, TracedNode
 from embedmesh.flow.traced_straight import TracedStraight
 from embedmesh.http.failures import envelope
+from embedmesh.node.traced import NodeTraces
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidApiKey, NodeBroke, NodeBusy
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Hold
-from embedmesh.rules.models import Model
+from embedmesh.rules.models import Modality, Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.traces import Sampler, Trace, Tracing, asking_as, traceparent_line, traceparent_of
 from tests.flow.reranking import BY_SEARCHES, SPECIALS, ranking_world
@@ -379,3 +381,15 @@ def test_a_node_that_is_not_trusted_is_told_of_no_trace_whatever_runs_around() -
         attempts.given(part)
         with asking_as("req_0", ASKS), attempts.asking(part, "req_1"):
             assert bool(traceparent_line()) is bool(traceparent_line("req_1")) is (node_id == "n0")
+
+
+@pytest.mark.parametrize("modality", ["embeddings", "rerank"])
+def test_a_node_names_its_span_as_its_gateway_does(modality: Modality) -> None:
+    kept = KeptTraces()
+    served = SimpleNamespace(
+        model=Model(id="acme/one", width=1, max_tokens=8, price=1, modalities=(modality,)), batch_began=0.0
+    )
+    ended = NodeTraces(Tracing(Sampler(ALL, True), kept, 10)).around(lambda outcome: None, ASKS, 1.0, served, 8)  # type: ignore[arg-type]
+    ended([b"1234"])
+    (trace,) = kept.traces
+    assert (trace.name, trace.attributes["gen_ai.operation.name"]) == (f"{modality} acme/one", modality)

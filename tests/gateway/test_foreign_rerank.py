@@ -313,6 +313,24 @@ async def test_a_server_that_told_sigmoids_is_wrong_once_it_tells_anything_else(
         assert await ask() == [0.5, 0.25], "and no reply of it is taken for sigmoids"
 
 
+async def test_pairs_with_more_or_less_of_the_query_are_asked_for_apart() -> None:
+    """A long document cuts the query of its own pair, and of no other."""
+
+    def score(path: str, body: dict[str, Any]) -> Reply:
+        told = [len(body["query"]) + len(text) / 8 for text in body["documents"]]
+        return ok({"results": [{"index": at, "relevance_score": each} for at, each in enumerate(told)]})
+
+    pairs = Counted([9] * 4, texts=["a", "bb", "ccc", "d"], query="qqqq", queries=["qqqq", "qq", "qqqq", "qq"])
+    async with server(asked_of(score)) as (port, asked):
+        one = link(port, RAW)
+        assert logits(await one.embed(part_of(0, 1, 2, 3), RAW, pairs, "req_1")) == [4.125, 2.25, 4.375, 2.125]
+        assert logits(await one.embed(part_of(3, 0), RAW, pairs, "req_2")) == [2.125, 4.125]
+    assert [(each["query"], each["documents"]) for _, each in asked[:2]] == [
+        ("qqqq", ["a", "ccc"]),
+        ("qq", ["bb", "d"]),
+    ]
+
+
 PROBE = Counted([10, 10], texts=[PROBE_TEXT, FAR_TEXT], query=PROBE_QUERY)
 
 

@@ -14,11 +14,14 @@ import pytest
 from embedmesh.catalogue import Catalogue
 from embedmesh.flow.prompt_bounds import sealed_input_max
 from embedmesh.node.refusals import REFUSAL_S
+from embedmesh.node.sidecar import choose_offers
 from embedmesh.node.sidecar_answers import fit_prompt
 from embedmesh.rules.confidential import SDK_SCHEME, Scheme, SealedCall
-from embedmesh.rules.errors import NodeBroke, NodeFailure
+from embedmesh.rules.errors import NodeBroke, NodeFailure, SetupError
 from embedmesh.rules.generation import Generating
+from embedmesh.rules.models import Modality, Model
 from embedmesh.rules.sealed_generation import CheckedEvent, SealedGeneration
+from embedmesh.settings import NodeSettings
 from tests.little_server import LittleServer
 from tests.node.little_sidecar import BOUNDS, CHAT, PAINTER, LittleSidecar, little_sidecar, terms_of
 from tests.node.sealing import SCHEMES, SealedBy
@@ -314,6 +317,15 @@ async def test_nothing_is_read_ahead(tmp_path: Path) -> None:
             await asyncio.sleep(0.5)
             assert server.events == settled < 5_000, "it waits"
             got.close()
+
+
+@pytest.mark.parametrize(
+    ("modality", "why"), [("rerank", "reranks: no sealed"), ("embeddings", "makes vectors: a node")]
+)
+def test_a_model_that_a_sidecar_cannot_seal_is_refused_for_what_it_does(modality: Modality, why: str) -> None:
+    model = Model(id="acme/other", width=1, max_tokens=64, price=1, modalities=(modality,))
+    with pytest.raises(SetupError, match=f"'acme/other' {why}"):
+        choose_offers(NodeSettings(data_dir=Path("/"), model=("acme/other",)), Catalogue((CHAT, model)))
 
 
 async def test_plain_requests_are_refused(server: LittleServer, tmp_path: Path) -> None:

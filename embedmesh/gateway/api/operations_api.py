@@ -15,7 +15,7 @@ from embedmesh.gateway.api.routes import NO_KEY, Api, ApiCall, ApiReply, RawHand
 from embedmesh.http.bodies import json_reply
 from embedmesh.rules.nodes import SHORTAGES
 
-EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
+ANSWERED_WITHIN_S = 15.0  # /readyz: how old the last right answer may be
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class OperationsApi(Api):
     async def get_readiness(self, request: web.BaseRequest) -> web.StreamResponse:
         """Can it do its work?
 
-        Ready means: the store takes writes, and a node embedded something in the last 15 seconds. A server of another
+        Ready means: the store takes writes, and a node gave a right answer in the last 15 seconds. A server of another
         make is probed less often: while it is idle, a probe counts until the next one.
         """
         # This sends no probe: anybody may ask, and a probe may cost money.
@@ -57,9 +57,9 @@ class OperationsApi(Api):
             reasons.append("the store does not take writes")
         since_s = self._registry.seconds_since_right_answer()
         if since_s is None:
-            reasons.append("no node has embedded anything yet")
-        elif not any(self._registry.proven(node, EMBEDDED_WITHIN_S) for node in self._registry):
-            reasons.append(f"no node has embedded anything for {since_s:.0f} s")
+            reasons.append("no node has given a right answer yet")
+        elif not any(self._registry.proven(node, ANSWERED_WITHIN_S) for node in self._registry):
+            reasons.append(f"no node has given a right answer for {since_s:.0f} s")
         elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")
         ready = not reasons

@@ -9,6 +9,7 @@ has taken the address. No caller's scores decide that: some logits lie within 0.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -82,25 +83,43 @@ class UpstreamRerank:
         self._speaks = False  # whether the first form was right in the last reply
         self._spoke = False  # whether it ever was
         self._tells: dict[str, Scores] = {}  # by model: what a reply of Jina's form has for sigmoids
-        self._probed_logits: set[tuple[str, int]] = set()  # models whose probe of so many documents had logits
+        self._probed_logits: set[tuple[str, int]] = set()  # by model and number of documents: its probe had logits
 
     async def score(self, part: Part, model: Model, counted: Counted, offer: Offer) -> EmbedVectors:
         """Logits of the part's pairs, as `NodeLink.embed`."""
-        assert counted.query is not None and counted.texts is not None
-        texts = [offer.prefix + counted.texts[row] for row in part.rows]
+        assert counted.query is not None
+        if counted.queries is None:
+            scores, told = await self._scores(model, counted, counted.query, part.rows, offer)
+        else:  # a request for each: a server takes one query at a time
+            by_query: dict[str, list[int]] = {}
+            for at, row in enumerate(part.rows):
+                by_query.setdefault(counted.queries[row], []).append(at)
+            scores, told = np.empty(len(part.rows)), None
+            for query, places in by_query.items():
+                rows = [part.rows[at] for at in places]
+                scores[places], _ = await self._scores(model, counted, query, rows, offer)
+        tokens = part.tokens if counted.exact else min(_tokens(told) or part.tokens, part.tokens)
+        return EmbedVectors(tokens, scores.astype("<f4").tobytes())
+
+    async def _scores(
+        self, model: Model, counted: Counted, query: str, rows: Sequence[int], offer: Offer
+    ) -> tuple[Numbers, Results | None]:
+        """Logits of these documents for a query, and what the reply tells beside. Raises a NodeFailure."""
+        assert counted.texts is not None
+        documents = [counted.texts[row] for row in rows]
+        texts = [offer.prefix + document for document in documents]
         echo = ECHO_TIMES * sum(len(text.encode()) for text in texts)
         limit = echo + len(texts) * BYTES_PER_RESULT + BYTES_PER_REPLY
-        form, reply = await self._ask(model, offer, counted.query, texts, limit)
+        form, reply = await self._ask(model, offer, query, texts, limit)
         results, told = read_reply(reply, _decoded, NO_SCORES)
         scores = _in_rows(results, len(texts))
         if not form.tei and model.scores == "sigmoid":
-            if (counted.query, [counted.texts[row] for row in part.rows]) in PROBES:
+            if (query, documents) in PROBES:
                 self._probed(model.id, scores)
             scores = self._logits(model, scores)
         if not (np.abs(scores) <= FLOAT32_MAX).all():
             raise WrongAnswer("a score is not finite", check=Check.FINITE)
-        tokens = part.tokens if counted.exact else min(_tokens(told) or part.tokens, part.tokens)
-        return EmbedVectors(tokens, scores.astype("<f4").tobytes())
+        return scores, told
 
     async def _ask(
         self, model: Model, offer: Offer, query: str, texts: list[str], limit: int

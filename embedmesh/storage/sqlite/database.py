@@ -79,10 +79,9 @@ class SqliteEngine:
     dialect = "sqlite"
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shown = path, str(path)
-        with suppress(OSError):  # of a folder that we may not enter: told once the file is opened
-            if path.is_symlink():
-                self.path = path.resolve()  # its lock and its log lie beside the file itself
+        # The lock and the log of a file lie beside the file itself, whatever links lead to it. These raise nothing.
+        self.path = Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
+        self.shown = str(path)
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:
         """A connection that waits up to `busy_s` seconds for other writers; the file is made where it is missing."""
