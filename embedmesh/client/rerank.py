@@ -199,7 +199,7 @@ class _RerankBody(msgspec.Struct):
 
 
 def read_ranked(body: bytes, documents: int, top_n: int, headers: Mapping[str, str]) -> RerankReply:
-    """A reply that has the best `top_n` of so many documents. Raises ValueError with one word for what is wrong."""
+    """A reply that has the best `top_n` of that many documents. Raises ValueError with one word for what is wrong."""
     try:
         reply = msgspec.json.decode(body, type=_RerankBody)
     except (msgspec.DecodeError, ValueError, RecursionError):

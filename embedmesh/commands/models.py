@@ -116,9 +116,10 @@ def fetch(name: str, models_dir: Path | None, offline: bool) -> CommandResult:
 @catalogue_option()
 @prints_result
 def check(catalogue: Path | None) -> CommandResult:
-    """Compare every model's files with the catalogue: their digest, and whether they rerank, with which scores.
+    """Compare every model's files with the catalogue.
 
-    The exit status is 1 if one differs or is missing.
+    By their digest, and by whether they rerank, and with which scores. The exit status is 1 if one differs or is
+    missing.
 
     \b
     Example:
