@@ -91,7 +91,14 @@ class Examiner:
 
     def probe(self, model: Model) -> Counted:
         """The short question by which a node shows that a model works."""
-        return self.count([PROBE_TEXT, FAR_TEXT] if model.reranks else [PROBE_TEXT], model)
+        if not model.reranks:
+            return self.count([PROBE_TEXT], model)
+        texts, tokenizer = [PROBE_TEXT, FAR_TEXT], self.tokenizers.get(model.id)
+        if tokenizer is not None:  # some models take few tokens
+            around = tokenizer.specials + len(tokenizer.between)
+            room = max(1, model.max_tokens - around - len(tokenizer.ids([PROBE_QUERY])[0]))
+            texts = [tokenizer.clip(text, room, end=False) for text in texts]
+        return self.count(texts, model)
 
     def count(self, texts: list[str], model: Model, query: str = PROBE_QUERY) -> Counted:
         """The same as callers' texts would be counted, see flow.count. A reranker's are documents for the query."""

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -253,6 +254,14 @@ async def test_a_question_is_as_small_as_the_smallest_node_wants_it(whose: str, 
         await rig.search("third", number)
     assert rig.node("third").counts["canaries_passed"] > 0
     assert all(isinstance(each, Node) and each.state is NodeState.READY for each in rig.registry)
+
+
+async def test_a_probe_fits_a_model_that_takes_few_tokens() -> None:
+    """Or its node, which refuses it, would never be ready."""
+    rig = Bench()
+    few = msgspec.structs.replace(rig.model, max_tokens=len(PROBE_QUERY) + 9)
+    assert rig.canaries._examiner.probe(few).lengths[0] == few.max_tokens
+    assert rig.canaries._examiner.probe(rig.model).texts == [PROBE_TEXT, FAR_TEXT]
 
 
 async def test_health_is_a_right_answer_of_each_model_also_of_those_that_rerank() -> None:
