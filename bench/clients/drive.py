@@ -42,8 +42,10 @@ class At(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A client's method, and the environment that has it. It makes so many requests, which embed the texts, or rerank
-    the documents, `passes` times."""
+    """A client's method, and the environment that has it.
+
+    It makes `requests` requests, and embeds the texts, or reranks the documents, `passes` times.
+    """
 
     ask: Callable[[At], Any]
     requests: int = 1

@@ -113,7 +113,7 @@ def test_requests_are_cut_at_whole_searches_and_at_the_size_of_a_body(gateway: S
 
 
 def test_a_long_query_counts_once_a_document(gateway: ScriptedGateway, rerank: Rerank) -> None:
-    """Its tokens are those of every pair, and a request takes so many of all pairs."""
+    """The query counts with each document, so that fewer documents fit into a request."""
     rerank("long " * 2_000, ["short"] * 500)
     assert [len(received.body["documents"]) for received in gateway.received] == [400, 100]
 
